@@ -1,0 +1,39 @@
+"""vlmpeft: which PEFT method does what, on which component of a vision-language model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> where it lives; resolved on first use, so that `import vlmpeft` costs no torch
+_PUBLIC = {
+    "BaseSpec": "vlmpeft.base",
+    "Bits": "vlmpeft.base",
+    "Components": "vlmpeft.components",
+    "ExactMatch": "vlmpeft.metrics",
+    "Frozen": "vlmpeft.strategies",
+    "Full": "vlmpeft.strategies",
+    "LoRA": "vlmpeft.strategies",
+    "Plan": "vlmpeft.plan",
+    "Strategy": "vlmpeft.strategies",
+    "TextMetric": "vlmpeft.metrics",
+    "TokenF1": "vlmpeft.metrics",
+    "UserError": "vlmpeft.errors",
+    "VLMData": "vlmpeft.data.datamodule",
+    "VLMModule": "vlmpeft.module",
+    "attach": "vlmpeft.plan",
+    "find_components": "vlmpeft.components",
+    "load_adapter": "vlmpeft.adapters",
+    "load_base": "vlmpeft.base",
+    "save_adapter": "vlmpeft.adapters",
+}
+
+__all__ = [*_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'vlmpeft' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,0 +1,95 @@
+"""`python -m vlmpeft VERB ...`: verb -> function; user errors become one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+USAGE = """usage: python -m vlmpeft VERB [options]
+
+fine-tune vision-language models, component by component
+
+  fit         train a plan; score before and after; leaves runs/NAME/
+  validate    score val               --adapter DIR
+  test        score test              --adapter DIR
+  predict     write predictions.jsonl --adapter DIR
+  plan        what a config trains, without loading weights
+  data        workbench TASK: write a built-in task to disk
+  doctor      versions, devices, one tiny step
+
+  python -m vlmpeft fit --config lora_r16.yaml
+  python -m vlmpeft VERB --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns 0 fine, 2 user error, 3 interrupted and resumable, 4 a gate failed."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")  # noqa: T201
+        return 0
+    from vlmpeft.errors import GateFailed, Interrupted, UserError, did_you_mean
+
+    try:
+        verb, rest = args[0], args[1:]
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}.{did_you_mean(verb, VERBS)}")
+        VERBS[verb](verb, rest)
+    except UserError as error:
+        return _fail(error, 2)
+    except GateFailed as error:
+        return _fail(error, 4)
+    except Interrupted as error:
+        return _fail(error, 3)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 3)
+    return 0
+
+
+def _fail(error: object, code: int) -> int:
+    message = " ".join(str(error).split())
+    print(f"vlmpeft: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _lightning(verb: str, args: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from vlmpeft.config import lightning_args, quiet_libraries
+    from vlmpeft.torchvision_ops import declare_torchvision_ops
+
+    args = lightning_args(verb, args)
+    quiet_libraries()
+    declare_torchvision_ops()
+    from vlmpeft.cli import run
+
+    run(verb, args)
+
+
+def _plan(verb: str, args: list[str]) -> None:
+    from vlmpeft.planning import main as plan
+
+    plan(args)
+
+
+def _data(verb: str, args: list[str]) -> None:
+    from vlmpeft.data.command import main as data
+
+    data(args)
+
+
+def _doctor(verb: str, args: list[str]) -> None:
+    from vlmpeft.doctor import main as doctor
+
+    doctor(args)
+
+
+VERBS: dict[str, Callable[[str, list[str]], None]] = {
+    **dict.fromkeys(("fit", "validate", "test", "predict"), _lightning),
+    "plan": _plan,
+    "data": _data,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""The adapter folder: what training leaves, loadable by plain PEFT whenever PEFT can express it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlmpeft import __version__
+from vlmpeft.components import Components
+from vlmpeft.errors import UserError
+from vlmpeft.plan import AttachedPlan, Plan, attach
+
+PREFIX = "base_model.model."  # of PEFT's tensor names
+PEFT_WEIGHTS = "adapter_model.safetensors"
+OWN_WEIGHTS = "adapter.safetensors"
+MANIFEST = "manifest.json"
+
+
+def save_adapter(
+    out: Path,
+    attached: AttachedPlan,
+    *,
+    processor: Any,
+    base: dict[str, Any],
+    chat_template: str | None = None,
+    decoding: dict[str, Any] | None = None,
+    card: str = "",
+) -> Path:
+    """Write everything the plan trained to a folder; it appears whole or not at all.
+
+    If PEFT can carry every trained tensor the folder is a PEFT adapter. If not, it has no top-level
+    adapter_config.json (PEFT would load a part and answer wrongly in silence): all tensors are in our own
+    file, and what PEFT can carry lies under peft_partial/.
+
+    Args:
+        out: the folder; replaced if it exists.
+        attached: the plan on its model.
+        processor: of the base; saved beside the weights.
+        base: what `base.origin` says of the base.
+        chat_template: the template trained with, if it is not the processor's own.
+        decoding: token limit and end tokens that scores were made with.
+        card: Markdown for README.md.
+    """
+    scratch = out.with_name(out.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        tensors = trained_tensors(attached)
+        expressible = is_expressible_in_peft(attached)
+        save_file(tensors, scratch / (PEFT_WEIGHTS if expressible else OWN_WEIGHTS))
+        if expressible:
+            _write_json(scratch / "adapter_config.json", peft_config(attached, base["id"]))
+        else:
+            _save_partial(scratch / "peft_partial", attached, tensors, base["id"])
+        processor.save_pretrained(scratch)
+        if chat_template:
+            (scratch / "chat_template.jinja").write_text(chat_template)
+        manifest = _manifest(attached, tensors, processor, base, chat_template)
+        _write_json(scratch / MANIFEST, manifest | {"decoding": decoding})
+        (scratch / "README.md").write_text(card)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(scratch, out)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(f"adapter {out} could not be saved: {error}; the checkpoints are intact") from error
+    return out
+
+
+def trained_tensors(attached: AttachedPlan) -> dict[str, Tensor]:
+    """Every trained tensor under the name PEFT would give it."""
+    return {
+        PREFIX + name.replace(".default.", "."): parameter.detach().cpu().contiguous()
+        for name, parameter in attached.trainable().items()
+    }
+
+
+def is_expressible_in_peft(attached: AttachedPlan) -> bool:
+    """Whether plain PEFT can load all of it: needs a LoRA part, and a PEFT form for the rest."""
+    active = [attachment for attachment in attached.attachments if attachment.trainable]
+    return all(a.peft for a in active) and any(a.peft and a.peft.lora for a in active)
+
+
+def peft_config(attached: AttachedPlan, base_id: str) -> dict[str, Any]:
+    """PEFT's adapter_config.json, with target modules as full paths.
+
+    PEFT itself would shorten them to suffixes such as q_proj, which also exist in the vision tower.
+    """
+    from peft import LoraConfig
+
+    parts = [attachment.peft for attachment in attached.attachments if attachment.peft]
+    lora = {target: settings for part in parts for target, settings in part.lora.items()}
+    first = next(iter(lora.values()))
+    config = LoraConfig(
+        r=int(first["r"]),
+        lora_alpha=first["alpha"],  # type: ignore[arg-type]
+        rank_pattern={t: s["r"] for t, s in lora.items() if s["r"] != first["r"]},
+        alpha_pattern={t: s["alpha"] for t, s in lora.items() if s["alpha"] != first["alpha"]},
+        modules_to_save=[module for part in parts for module in part.modules_to_save] or None,
+        base_model_name_or_path=base_id,
+        inference_mode=True,
+    ).to_dict()
+    return config | {"target_modules": list(lora)}
+
+
+def _save_partial(
+    folder: Path, attached: AttachedPlan, tensors: dict[str, Tensor], base_id: str
+) -> None:
+    lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    if lora:
+        folder.mkdir()
+        save_file(lora, folder / PEFT_WEIGHTS)
+        _write_json(folder / "adapter_config.json", peft_config(attached, base_id) | {"modules_to_save": None})
+
+
+def _manifest(
+    attached: AttachedPlan, tensors: dict[str, Tensor], processor: Any, base: dict[str, Any], template: str | None
+) -> dict[str, Any]:
+    import peft
+    import transformers
+
+    used = template or getattr(processor, "chat_template", None) or ""
+    image_processor = getattr(processor, "image_processor", None)
+    return {
+        "format": 1,
+        "plan": attached.plan.to_dict(),
+        "components": {name: list(roots) for name, roots in attached.components.roots.items()},
+        "base": base,
+        "chat_template_sha256": hashlib.sha256(str(used).encode()).hexdigest(),
+        "image_processor_sha256": _hash_json(image_processor.to_dict() if image_processor else {}),
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        "versions": {
+            "vlmpeft": __version__,
+            "peft": peft.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of an adapter folder.
+
+    Raises:
+        UserError: no such folder, or it was not written by vlmpeft.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise UserError(f"adapter {folder}: there is no {MANIFEST}; give a folder that `fit` wrote")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"adapter {folder}: {MANIFEST} is not valid JSON: {error}") from error
+
+
+def adapter_plan(folder: str | Path) -> Plan:
+    """The plan an adapter was trained with."""
+    return Plan.from_dict(read_manifest(folder)["plan"])
+
+
+def check_base(folder: str | Path, base: dict[str, Any]) -> str:
+    """Compare an adapter's base with the one at hand: "same" or "other bits".
+
+    Raises:
+        UserError: another base.
+    """
+    trained_on = read_manifest(folder)["base"]
+    if trained_on["fingerprint"] != base["fingerprint"]:
+        raise UserError(
+            f"adapter {folder} belongs to base {trained_on['id']} (fingerprint {trained_on['fingerprint']}), "
+            f"not to {base['id']} ({base['fingerprint']}); give --model.base.path {trained_on['id']}"
+        )
+    return "same" if trained_on["bits"] == base["bits"] else "other bits"
+
+
+def load_adapter(folder: str | Path, model: Any, components: Components) -> AttachedPlan:
+    """Attach an adapter's plan to a freshly loaded base and load its tensors."""
+    attached = attach(adapter_plan(folder), model, components)
+    try:
+        load_tensors(folder, attached)
+    except UserError:
+        attached.detach()
+        raise
+    return attached
+
+
+def load_tensors(folder: str | Path, attached: AttachedPlan, subset: bool = False) -> None:
+    """Load an adapter's tensors into a plan that is already attached.
+
+    Args:
+        folder: the adapter.
+        attached: the plan on its model.
+        subset: the plan may have more than the adapter does; the rest stays as it is.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape; nothing was loaded.
+    """
+    names = {PREFIX + name.replace(".default.", "."): p for name, p in attached.trainable().items()}
+    tensors = _read_tensors(Path(folder))
+    if subset:
+        names = {name: parameter for name, parameter in names.items() if name in tensors}
+    if wrong := names.keys() ^ tensors.keys():
+        kind = "missing from it" if min(wrong) in names else "unexpected"
+        raise UserError(f"adapter {folder} does not fit the plan: {len(wrong)} tensors, e.g. {min(wrong)} is {kind}")
+    for name, parameter in names.items():
+        if tensors[name].shape != parameter.shape:
+            raise UserError(
+                f"adapter {folder}: {name} has shape {tuple(tensors[name].shape)}, the plan needs "
+                f"{tuple(parameter.shape)}"
+            )
+    with torch.no_grad():
+        for name, parameter in names.items():
+            parameter.copy_(tensors[name])
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = next((folder / n for n in (PEFT_WEIGHTS, OWN_WEIGHTS) if (folder / n).is_file()), None)
+    if path is None:
+        raise UserError(f"adapter {folder} has no weights ({PEFT_WEIGHTS} or {OWN_WEIGHTS})")
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"adapter {folder}: {path.name} is broken: {error}") from error

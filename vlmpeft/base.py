@@ -1,0 +1,272 @@
+"""The pretrained VLM: found, loaded, frozen, quantized by component, and recognised again later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vlmpeft.components import PLANNED, Components, count_by_component, find_components
+from vlmpeft.errors import UserError
+from vlmpeft.torchvision_ops import declare_torchvision_ops
+
+Width = Literal["auto", "fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+QUANTIZED = ("nf4", "fp4", "int8")
+
+
+@dataclass(frozen=True)
+class Bits:
+    """How wide the base's weights are, by component.
+
+    Args:
+        vision: fp32, bf16, fp16, nf4, fp4, int8; auto is fp32 on a CPU and bf16 on a GPU.
+        projector: the same choices; a fully trained projector must be 16 or 32 bit.
+        language: the same choices. 4-bit widths use blocks of 64 (QLoRA, section 3).
+    """
+
+    vision: Width = "auto"
+    projector: Width = "auto"
+    language: Width = "nf4"
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """Which pretrained VLM, and how it is held in memory.
+
+    Args:
+        path: a local folder, a hub id, or `tiny`, the embedded base.
+        bits: width of each component's weights.
+        double_quant: also quantize the 4-bit blocks' scales, 4.127 instead of 4.5 bits a weight.
+        revision: branch, tag or commit of a hub id.
+    """
+
+    path: str = "tiny"
+    bits: Bits = Bits()
+    double_quant: bool = True
+    revision: str | None = None
+
+
+def base_dir(path: str) -> str:
+    """Resolve `tiny` to the folder inside the package; leave folders and hub ids as they are.
+
+    Raises:
+        UserError: a path that is neither a folder nor could be a hub id.
+    """
+    if path == "tiny":
+        return str(resources.files("vlmpeft") / "assets" / "tiny")
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise UserError(f"base {path} has no config.json: is it a Hugging Face model folder?")
+        return path
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(f"base {path} is not a folder; give a folder, a hub id (org/name) or tiny")
+    return path
+
+
+def load_config(spec: BaseSpec) -> Any:
+    """The base's transformers config, checked to be an image-text-to-text model."""
+    declare_torchvision_ops()
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    config = _from_hub(AutoConfig.from_pretrained, spec)
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise UserError(
+            f"base {spec.path} is a {config.model_type!r} model, not a vision-language model that "
+            "AutoModelForImageTextToText knows"
+        )
+    return config
+
+
+def load_processor(spec: BaseSpec) -> Any:
+    """Tokenizer and image processor of the base."""
+    declare_torchvision_ops()
+    from transformers import AutoProcessor
+
+    processor = _from_hub(AutoProcessor.from_pretrained, spec)
+    if not hasattr(processor, "tokenizer"):
+        raise UserError(f"base {spec.path} has no processor with a tokenizer (processor_config.json)")
+    return processor
+
+
+def meta_model(spec: BaseSpec) -> Any:
+    """The base's module tree without weights, in milliseconds; needs its config.json only."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(load_config(spec))
+
+
+def load_base(spec: BaseSpec, device: torch.device | str = "cpu") -> tuple[Any, Any, Components]:
+    """Load (model, processor, components): frozen, in eval mode, each component at its width.
+
+    Frozen by `requires_grad_(False)` alone: peft's `prepare_model_for_kbit_training` would upcast what is
+    not quantized to fp32 (bitsandbytes#1569).
+    """
+    from transformers import AutoModelForImageTextToText
+
+    device = torch.device(device)
+    widths = resolve_bits(spec.bits, device)
+    components = find_components(meta_model(spec))
+    model = _from_hub(
+        AutoModelForImageTextToText.from_pretrained,
+        spec,
+        dtype=DTYPES["fp32" if device.type == "cpu" else "bf16"],
+        device_map={"": device},
+        quantization_config=quantization_config(spec, widths, components, device),
+    )
+    _set_unquantized_dtypes(model, widths, components)
+    _keep_backward_exact_on_cpu(model)
+    model.requires_grad_(False).eval()
+    return model, load_processor(spec), components
+
+
+def resolve_bits(bits: Bits, device: torch.device) -> dict[str, str]:
+    """Component -> width, with `auto` decided by the device."""
+    auto = "fp32" if device.type == "cpu" else "bf16"
+    return {name: auto if width == "auto" else width for name, width in asdict(bits).items()}
+
+
+def quantization_config(spec: BaseSpec, widths: dict[str, str], components: Components, device) -> Any:
+    """A BitsAndBytesConfig for the quantized components, or None.
+
+    Everything else is skipped by its full path: a bare `vision_tower` would silently quantize the tower,
+    and an explicit list drops the default skip of the output head, so the head is named too.
+    """
+    wanted = {width for width in widths.values() if width in QUANTIZED}
+    if not wanted:
+        return None
+    if len(wanted) > 1:
+        raise UserError(f"bits {sorted(wanted)} cannot be mixed: one quantized width for all components")
+    from transformers import BitsAndBytesConfig
+
+    width = wanted.pop()
+    skip = [root for name, roots in components.roots.items() for root in roots if widths.get(name) != width]
+    skip += [root for root in components.roots["language"][1:] if root not in skip]
+    if width == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=width,
+        bnb_4bit_use_double_quant=spec.double_quant,
+        bnb_4bit_compute_dtype=DTYPES["fp32" if device.type == "cpu" else "bf16"],
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _set_unquantized_dtypes(model: nn.Module, widths: dict[str, str], components: Components) -> None:
+    for name, parameter in model.named_parameters():
+        dtype = DTYPES.get(widths.get(components.component_of(name), ""))
+        if dtype and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _keep_backward_exact_on_cpu(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights at the first no-grad forward on AVX512-BF16 CPUs.
+
+    After the repacking every gradient below such a layer is wrong, not missing (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def actual_bits(model: nn.Module, components: Components) -> dict[str, str]:
+    """What each component's weights really are, e.g. {"language": "nf4 + fp32"}; biggest share first."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        share = sizes.setdefault(components.component_of(name), {})
+        share[_width_of(parameter)] = share.get(_width_of(parameter), 0) + parameter.numel()
+    return {
+        component: " + ".join(sorted(share, key=lambda width: -share[width]))
+        for component, share in sizes.items()
+    }
+
+
+def _width_of(parameter: nn.Parameter) -> str:
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return state.quant_type
+    names = {dtype: name for name, dtype in DTYPES.items()} | {torch.int8: "int8"}
+    return names.get(parameter.dtype, str(parameter.dtype))
+
+
+def parameter_count(spec: BaseSpec) -> dict[str, int]:
+    """Logical parameters by component, from the config alone."""
+    model = meta_model(spec)
+    return count_by_component(model, find_components(model))
+
+
+def fingerprint(spec: BaseSpec) -> str:
+    """A hash of the unquantized checkpoint: tensor names, shapes and sampled values.
+
+    Reads a few hundred bytes a tensor, so it takes seconds at any size, and it does not depend on how the
+    tensors are sharded over files. Widths are not part of it: they are chosen at load.
+    """
+    from safetensors import safe_open
+
+    digest, entries = hashlib.sha256(), {}
+    for path in _weight_files(spec):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  safe_open is no mapping
+                entries[name] = _tensor_digest(tensors.get_slice(name))
+    if not entries:
+        raise UserError(f"base {spec.path} has no safetensors weights")
+    for name in sorted(entries):
+        digest.update(f"{name} {entries[name]}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _tensor_digest(view: Any, samples: int = 4) -> str:
+    """Shape, and the first values of up to `samples` rows spread over the first dimension."""
+    shape = list(view.get_shape())
+    if not shape or 0 in shape:
+        rows = [view[...]]
+    else:
+        stops = [(shape[0] - 1) * i // max(1, samples - 1) for i in range(samples)]
+        rows = [view[stop : stop + 1].flatten()[:64] for stop in stops]
+    values = torch.cat([row.flatten().float() for row in rows])
+    return f"{shape} {hashlib.sha256(values.numpy().tobytes()).hexdigest()}"
+
+
+def _weight_files(spec: BaseSpec) -> list[Path]:
+    root = Path(base_dir(spec.path))
+    if not root.is_dir():
+        from huggingface_hub import snapshot_download
+
+        root = Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=["*.safetensors*"]))
+    return sorted(root.glob("*.safetensors"))
+
+
+def origin(spec: BaseSpec) -> dict[str, Any]:
+    """What a record and an adapter remember of the base: id, revision, fingerprint, bits."""
+    return {
+        "id": spec.path,
+        "revision": spec.revision,
+        "fingerprint": fingerprint(spec),
+        "bits": {name: asdict(spec.bits)[name] for name in PLANNED} | {"double_quant": spec.double_quant},
+    }
+
+
+def _from_hub(load: Any, spec: BaseSpec, **kwargs: Any) -> Any:
+    """Call a `from_pretrained`; every way it can fail becomes one line."""
+    where = base_dir(spec.path)
+    try:
+        return load(where, revision=spec.revision or "main", **kwargs)
+    except json.JSONDecodeError as error:
+        raise UserError(f"base {spec.path}: its config is not valid JSON ({error})") from error
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if Path(where).is_dir():
+            raise UserError(f"base {spec.path} cannot be loaded: {reason}") from error
+        raise UserError(
+            f"base {spec.path} is not in the local cache and cannot be fetched from the hub ({reason}); "
+            "check the network and the id, or give a local folder"
+        ) from error

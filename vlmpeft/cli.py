@@ -1,0 +1,294 @@
+"""The Lightning verbs: fit, validate, test, predict."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from vlmpeft.base import parameter_count
+from vlmpeft.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoints
+from vlmpeft.config import explain
+from vlmpeft.data.datamodule import VLMData
+from vlmpeft.errors import Interrupted, UserError
+from vlmpeft.fit import Eval, FitRun, make_scorer, new_run_dir, use_adapter
+from vlmpeft.module import VLMModule
+from vlmpeft.progress import FitProgress, MetricsCsv
+from vlmpeft.records import read_record, write_atomically, write_items, write_json
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
+
+ASK_ABOVE = 1_000_000_000  # parameters of a base that a CPU takes hours for
+
+
+class _Parser(LightningArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        keys = [option for action in self._actions for option in action.option_strings]
+        raise UserError(explain(str(message), keys)) from ex
+
+
+class VLMCLI(LightningCLI):
+    """One verb of Lightning's with our module, data and run folder.
+
+    Args:
+        verb: fit, validate, test or predict.
+        args: its arguments.
+    """
+
+    def __init__(self, verb: str, args: list[str]):
+        self.verb = verb
+        super().__init__(
+            VLMModule,
+            VLMData,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": 3,
+                "gradient_clip_val": 1.0,
+                "log_every_n_steps": 1,
+                "enable_model_summary": False,
+                "enable_checkpointing": False,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+            },
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[verb, *args],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The chosen verb alone: four parsers of this size take seconds to build."""
+        skip = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {self.verb: skip | {"ckpt_path", "weights_only", "verbose", "return_predictions"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(Eval, "eval")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Where run folders are.")
+        if self.verb == "fit":
+            parser.add_argument("--run_name", type=str | None, default=None, help="Name of the run folder.")
+            parser.add_argument("--resume", type=str | None, default=None, help="Run folder to go on with.")
+            parser.add_argument(
+                "--init_adapter", type=str | None, default=None, help="Adapter folder to start from."
+            )
+            parser.add_argument(
+                "--checkpoint_every", type=int, default=50, help="Optimizer steps between two checkpoints."
+            )
+            parser.add_argument("--yes", type=bool, default=False, help="Go ahead with a big base on a CPU.")
+        else:
+            parser.add_argument(
+                "--adapter", type=str | None, default=None, help="Adapter folder; null scores the base."
+            )
+            parser.add_argument("--out", type=str | None, default=None, help="Folder for predictions.")
+
+    @property
+    def settings(self) -> Any:
+        """The configuration of the chosen verb."""
+        return self.config[self.verb]
+
+    # -- instantiation -------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.settings
+        if settings.trainer.precision is None:
+            gpu = torch.cuda.is_available() and settings.trainer.accelerator in ("auto", "gpu", "cuda")
+            settings.trainer.precision = "bf16-mixed" if gpu else "32-true"
+        if self.verb == "fit":
+            self._set_run_dir()
+            self._set_validation()
+        self._plain_config = self._dump()
+
+    def _set_run_dir(self) -> None:
+        settings = self.settings
+        if settings.resume:
+            self.run_dir = Path(settings.resume)
+            return
+        configs = settings.get("config") or []
+        default = Path(str(configs[-1])).stem if configs else "fit"
+        self.run_dir = new_run_dir(settings.runs_dir, settings.run_name, default)
+        settings.run_name = self.run_dir.name
+
+    def _set_validation(self) -> None:
+        """Validate inside the fit only where something depends on it."""
+        settings, trainer = self.settings, self.settings.trainer
+        if settings.eval.every:
+            trainer.val_check_interval = settings.eval.every * trainer.accumulate_grad_batches
+            trainer.check_val_every_n_epoch = None
+        elif settings.eval.select == "last":
+            trainer.limit_val_batches = 0
+
+    def _dump(self) -> dict[str, Any]:
+        """The resolved configuration as plain data, without what is only about this call."""
+        text = self._parser(self.verb).dump(self.settings, skip_validation=True, format="json")
+        plain = json.loads(text)
+        for key in ("config", "resume", "yes"):
+            plain.pop(key, None)
+        return plain
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        settings = self._get(self.config_init, "trainer")
+        kwargs["plugins"] = [*_as_list(settings.plugins), AtomicCheckpointIO()]
+        kwargs["callbacks"] = _as_list(settings.callbacks)
+        kwargs["logger"] = [*_as_list(settings.logger)]
+        if self.verb == "fit":
+            evaluation = self._get(self.config_init, "eval")
+            self.metrics_csv = MetricsCsv(self.run_dir / "metrics.csv")
+            self.checkpoints = RunCheckpoints(
+                self.run_dir / "checkpoints",
+                self.settings.checkpoint_every,
+                evaluation.select,
+                f"val/{self.model.metrics[0].name}",
+            )
+            kwargs["logger"].append(self.metrics_csv)
+            kwargs["callbacks"] += [self.checkpoints, FitProgress()]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        evaluation = self._get(self.config_init, "eval")
+        seed = self.settings.seed_everything
+        self.module, self.data, self.evaluation = self.model, self.datamodule, Eval(**vars(evaluation))
+        self.module.seed = self.data.seed = int(seed) if seed is not None else 0
+        self.data.eval_batch_size, self.data.eval_limit = evaluation.batch_size, evaluation.limit
+
+    # -- fit -----------------------------------------------------------------------------------
+
+    def fit(self, **_: Any) -> None:
+        """The fit verb: score, train, score, save."""
+        settings = self.settings
+        if settings.resume and (record := read_record(self.run_dir)) and record["status"] == "done":
+            raise UserError(f"run {self.run_dir} is finished; its record is {self.run_dir / 'result.json'}")
+        self._ask_about_size()
+        run = FitRun(
+            self.run_dir,
+            self.trainer,
+            self.module,
+            self.data,
+            self.evaluation,
+            self._plain_config,
+            self.checkpoints,
+        )
+        with self._failure_recorded():
+            run.load()
+            if not settings.resume:
+                text = yaml.safe_dump(self._plain_config, sort_keys=False)
+                write_atomically(self.run_dir / "config.yaml", text.encode())
+            run.score_base()
+            run.attach(settings.init_adapter)
+            with run._timed("fit"):
+                self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self._checkpoint())
+            if self.trainer.interrupted:
+                raise Interrupted(f"stopped; go on with: python -m vlmpeft fit --resume {self.run_dir}")
+            run.finish()
+
+    def _checkpoint(self) -> str | None:
+        """The checkpoint to resume from, with the log cut back to it; None starts from step 0."""
+        path = self.run_dir / "checkpoints" / LAST
+        if not self.settings.resume:
+            return None
+        if not path.is_file():
+            self.metrics_csv.cut_back(0)
+            return None
+        step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+        self.metrics_csv.cut_back(step)
+        return str(path)
+
+    def _ask_about_size(self) -> None:
+        if self.settings.yes or self.trainer.strategy.root_device.type != "cpu":
+            return
+        total = sum(parameter_count(self.module.base).values())
+        if total > ASK_ABOVE:
+            raise UserError(
+                f"base {self.module.base.path} has {total / 1e9:.1f} B parameters and there is no GPU: this "
+                "takes hours to days; add --yes=true to go ahead"
+            )
+
+    @contextlib.contextmanager
+    def _failure_recorded(self) -> Iterator[None]:
+        """Leave a record that says what went wrong, or no folder at all if nothing had begun."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            if (self.run_dir / "checkpoints").is_dir() or self.settings.resume:
+                failed = {"schema": 1, "status": "failed", "error": str(error), "config": self._plain_config}
+                with contextlib.suppress(UserError):
+                    write_json(self.run_dir / "result.json", failed)
+            else:
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+            raise
+
+    # -- validate, test, predict ---------------------------------------------------------------
+
+    def validate(self, **_: Any) -> None:
+        """Score val."""
+        self._prepare_scoring("val")
+        self.trainer.validate(self.module, datamodule=self.data, verbose=False)
+        self._print_scores("val")
+
+    def test(self, **_: Any) -> None:
+        """Score test."""
+        self._prepare_scoring("test")
+        self.trainer.test(self.module, datamodule=self.data, verbose=False)
+        self._print_scores("test")
+
+    def predict(self, **_: Any) -> None:
+        """Answer the test split (val if there is none) and write predictions.jsonl."""
+        split = "test" if self.data.has_source("test") else "val"
+        self._prepare_scoring(split)
+        self.trainer.predict(self.module, datamodule=self.data, return_predictions=False)
+        items = sorted(self.module.scorer.items, key=lambda item: str(item["id"]))
+        path = self._out_dir() / "predictions.jsonl"
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        write_atomically(path, lines.encode())
+        print(f"{len(items)} predictions: {path}")  # noqa: T201
+
+    def _prepare_scoring(self, split: str) -> None:
+        adapter = self.settings.adapter
+        self.data.prepare(self.module.processor, splits=(split,))
+        self.module.load(self.trainer.strategy.root_device)
+        self.module.trainer = self.trainer
+        if adapter:
+            use_adapter(adapter, self.module)
+        else:
+            self.module.plan = type(self.module.plan)()
+        self.module.scorer = make_scorer(self.module, self.data, adapter)
+
+    def _out_dir(self) -> Path:
+        """--out, else the run folder of the adapter, else the working directory."""
+        if self.settings.out:
+            return Path(self.settings.out)
+        adapter = self.settings.adapter
+        return Path(adapter).parent if adapter else Path.cwd()
+
+    def _print_scores(self, split: str) -> None:
+        scores = self.module.scorer.compute()
+        Console(highlight=False).print(
+            f"{split}, {len(self.module.scorer.items)} items: "
+            + ", ".join(f"{name} {value:.6f}" for name, value in scores.items())
+        )
+        print(json.dumps({f"{split}/{name}": value for name, value in scores.items()}))  # noqa: T201
+        if self.settings.out:
+            write_items(Path(self.settings.out) / "items.jsonl.gz", self.module.scorer.items)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def run(verb: str, args: list[str]) -> None:
+    """Run one Lightning verb."""
+    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given twice
+    VLMCLI(verb, args)

@@ -1,0 +1,89 @@
+"""Conversations as torch data sets: encoded on demand, remembered while memory allows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.utils.data import Dataset
+
+from vlmpeft.data.conversation import Conversation
+from vlmpeft.data.encode import Encoded, Encoder
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to train on or to score: a conversation, and for scoring which of its answers."""
+
+    id: str
+    conversation: Conversation
+    turn: int | None = None
+
+    @property
+    def expected(self) -> str:
+        """The reference answer of the scored turn."""
+        assert self.turn is not None
+        return self.conversation.messages[self.turn].text
+
+    @property
+    def prompt(self) -> str:
+        """The text of the message before the scored turn."""
+        assert self.turn is not None
+        return self.conversation.messages[self.turn - 1].text
+
+
+def scored_items(conversations: Sequence[Conversation]) -> list[Item]:
+    """One item for every assistant turn; the turns before it are given as they stand in the data."""
+    items = []
+    for conversation in conversations:
+        turns = conversation.assistant_turns
+        for number, turn in enumerate(turns):
+            suffix = f"#{number}" if len(turns) > 1 else ""
+            items.append(Item(conversation.id + suffix, conversation, turn))
+    return items
+
+
+class EncodedDataset(Dataset[tuple[Item, Encoded]]):
+    """Items encoded when asked for; the first `cache_bytes` of them are kept.
+
+    Args:
+        items: what to encode.
+        encoder: how.
+        cache_bytes: memory for encoded items; small sets are decoded once, large ones again each epoch.
+    """
+
+    def __init__(self, items: Sequence[Item], encoder: Encoder, cache_bytes: int = 0):
+        self.items, self.encoder = list(items), encoder
+        self._room, self._cache = cache_bytes, {}  # type: int, dict[int, Encoded]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Item, Encoded]:
+        item = self.items[index]
+        if index in self._cache:
+            return item, self._cache[index]
+        encoded = self.encoder.encode(item.conversation, item.turn)
+        if encoded.num_bytes <= self._room:
+            self._room -= encoded.num_bytes
+            self._cache[index] = encoded
+        return item, encoded
+
+
+def content_hash(conversations: Sequence[Conversation]) -> str:
+    """SHA-256 over roles, texts and image bytes, in order: paths and ids do not count."""
+    digest = hashlib.sha256()
+    for conversation in conversations:
+        for message in conversation.messages:
+            digest.update(f"{message.role}\0".encode())
+            for part in message.parts:
+                digest.update(part.encode() if isinstance(part, str) else _image_digest(part.source))
+    return digest.hexdigest()
+
+
+def _image_digest(source: str) -> bytes:
+    if source.startswith("data:"):
+        return hashlib.sha256(source.encode()).digest()
+    with open(source, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

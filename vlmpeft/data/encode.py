@@ -1,0 +1,195 @@
+"""From a conversation to tokens and labels: exactly the assistant's turns are supervised."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmpeft.data.conversation import Conversation, Image
+from vlmpeft.data.images import open_image
+from vlmpeft.errors import UserError
+from vlmpeft.shipped import find_shipped
+
+IGNORE = -100
+# Invisible marks around each answer. They pass through the processor's own image expansion, whatever it
+# is, and are taken out just before tokenization, where their positions become character spans.
+_START, _END = "\ue0f0", "\ue0f1"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation, ready to be padded.
+
+    Args:
+        input_ids: (T,) with every image token.
+        labels: (T,) the ids of the answers and of their end tokens, IGNORE elsewhere.
+        turns: (start, end) of each supervised answer in `input_ids`.
+        model_inputs: whatever else the processor returned (pixel_values, token_type_ids, ...).
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    turns: tuple[tuple[int, int], ...]
+    model_inputs: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.nbytes for t in (self.input_ids, self.labels, *self.model_inputs.values()))
+
+
+class Encoder:
+    """Renders conversations by the chat template and encodes them with the processor.
+
+    Args:
+        processor: tokenizer and image processor of the base.
+        chat_template: a Jinja template or the path of one, instead of the processor's.
+    """
+
+    def __init__(self, processor: Any, chat_template: str | None = None):
+        self.processor = processor
+        self.template = read_template(chat_template) or getattr(processor, "chat_template", None)
+        if not self.template:
+            raise UserError("the processor has no chat template; give one: --data.chat_template FILE.jinja")
+        self._tokenizer = _MarkedTokenizer(processor.tokenizer)
+        self._marking = copy.copy(processor)
+        self._marking.tokenizer = self._tokenizer
+        added = processor.tokenizer.added_tokens_decoder
+        self._special = {i for i, token in added.items() if token.special} | set(
+            processor.tokenizer.all_special_ids
+        )
+
+    def encode(self, conversation: Conversation, only_turn: int | None = None) -> Encoded:
+        """Tokens, labels and image inputs of a conversation.
+
+        Args:
+            conversation: messages; images are opened here.
+            only_turn: position of an assistant message: it alone is supervised and what follows it is
+                left out, as scoring needs it. None supervises every assistant turn.
+
+        Raises:
+            UserError: an unreadable image, or a template that does not fit.
+        """
+        messages = conversation.messages[: None if only_turn is None else only_turn + 1]
+        turns = conversation.assistant_turns if only_turn is None else (only_turn,)
+        images = [open_image(image) for message in messages for image in message.images]
+        chat = [_as_chat(message) for message in messages]
+        outputs = self._process(self._marked_text(chat, turns), images, conversation)
+        ids = outputs.pop("input_ids")[0]
+        spans = [self._token_span(ids, start, end) for start, end in self._tokenizer.spans]
+        labels = torch.full_like(ids, IGNORE)
+        for start, end in spans:
+            labels[start:end] = ids[start:end]
+        outputs.pop("labels", None)  # PaliGemma's processor has an opinion of its own
+        outputs.pop("attention_mask", None)
+        return Encoded(ids, labels, tuple(spans), outputs)
+
+    def _render(self, chat: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        return self.processor.apply_chat_template(
+            chat,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _marked_text(self, chat: list[dict[str, Any]], turns: tuple[int, ...]) -> str:
+        """The rendered conversation with a mark before and after each of `turns`.
+
+        An answer begins where the generation prompt of the messages before it ends, and ends where the
+        rendering of the messages up to it ends: no searching for substrings, so repeated text is safe.
+        """
+        full, marked, done = self._render(chat), "", 0
+        for turn in turns:
+            before = self._render(chat[:turn], add_generation_prompt=True)
+            until = self._render(chat[: turn + 1])
+            if not (until.startswith(before) and full.startswith(until)):
+                raise UserError(
+                    "the chat template renders a turn differently once others follow, so answers cannot be "
+                    "located; give another: --data.chat_template FILE.jinja"
+                )
+            marked += full[done : len(before)] + _START + full[len(before) : len(until)] + _END
+            done = len(until)
+        return marked + full[done:]
+
+    def _process(self, text: str, images: list[Any], conversation: Conversation) -> dict[str, Any]:
+        try:
+            # text is rendered by the template, which writes every special token itself
+            outputs = self._marking(
+                text=[text], images=images or None, return_tensors="pt", add_special_tokens=False
+            )
+        except (ValueError, IndexError, TypeError, StopIteration) as error:
+            raise UserError(f"{conversation.place}: the processor refused it: {error}") from error
+        return dict(outputs)
+
+    def _token_span(self, ids: Tensor, start: int, end: int) -> tuple[int, int]:
+        """Tokens that overlap the characters [start, end), cut after the answer's end token."""
+        inside = [i for i, (a, b) in enumerate(self._tokenizer.offsets) if b > start and a < end and b > a]
+        ends = [i for i in inside if int(ids[i]) in self._special]
+        if not ends:
+            raise UserError(
+                "the chat template writes no end token after an answer, so the model would never learn to "
+                "stop; give one that does: --data.chat_template FILE.jinja (configs/templates has some)"
+            )
+        return inside[0], ends[-1] + 1
+
+
+def _as_chat(message: Any) -> dict[str, Any]:
+    content = [
+        {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": content}
+
+
+def read_template(template: str | None) -> str | None:
+    """A Jinja template given as text, as a file, or as a name under configs/templates."""
+    if template is None or "{" in template:
+        return template
+    path = Path(template) if Path(template).is_file() else find_shipped(f"templates/{template}.jinja")
+    if path is None:
+        raise UserError(f"chat template {template} is neither a file nor shipped under configs/templates")
+    return path.read_text(encoding="utf-8")
+
+
+class _MarkedTokenizer:
+    """The real tokenizer, behind a stage that takes the marks out and remembers where they were."""
+
+    def __init__(self, tokenizer: Any):
+        if not tokenizer.is_fast:
+            raise UserError(f"{type(tokenizer).__name__} has no fast version, which labels by span need")
+        self._tokenizer = tokenizer
+        self.spans: list[tuple[int, int]] = []
+        self.offsets: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str | list[str], **kwargs: Any) -> Any:
+        (marked,) = [text] if isinstance(text, str) else text
+        clean, self.spans = _take_marks(marked)
+        encoding = self._tokenizer([clean], **(kwargs | {"return_offsets_mapping": True}))
+        offsets = encoding.pop("offset_mapping")[0]
+        self.offsets = [(int(a), int(b)) for a, b in offsets]
+        return encoding
+
+
+def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
+    """(text without marks, character spans the marks enclosed).
+
+    >>> _take_marks("ab\\ue0f0cd\\ue0f1e")
+    ('abcde', [(2, 4)])
+    """
+    head, *answers = marked.split(_START)
+    clean, spans = head, []
+    for answer in answers:
+        inside, _, after = answer.partition(_END)
+        spans.append((len(clean), len(clean) + len(inside)))
+        clean += inside + after
+    return clean, spans

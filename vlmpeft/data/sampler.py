@@ -1,0 +1,69 @@
+"""Which conversations form a batch: of similar length, in an order that seed and epoch decide."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+
+class BucketBatchSampler(Sampler[list[int]]):
+    """Batches of similar length in random order; the order is a pure function of (seed, epoch).
+
+    That makes an exact resume in mid-epoch trivial: `resume(epoch, batch)` and the rest follows.
+
+    Args:
+        lengths: tokens of each sample, image tokens included.
+        batch_size: samples a batch, on each rank.
+        seed: of the shuffling.
+        rank: this process; rank r takes batches r, r + world_size, ...
+        world_size: number of processes; each gets the same number of batches.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ):
+        self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self._first_batch = 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        if epoch != self.epoch:
+            self.epoch, self._first_batch = epoch, 0
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Let the next iteration start at a batch of an epoch; the epochs after it are whole."""
+        self.epoch, self._first_batch = epoch, batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank, also after `resume`."""
+        batches = -(-len(self.lengths) // self.batch_size)
+        return -(-batches // self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self._epoch_batches()
+        missing = len(self) * self.world_size - len(batches)
+        batches += batches[:missing]
+        mine = batches[self.rank :: self.world_size]
+        first, self._first_batch = self._first_batch, 0
+        yield from mine[first:]
+
+    def _epoch_batches(self) -> list[list[int]]:
+        """Shuffle, sort by length within pools of 32 batches, cut, shuffle the batches."""
+        rng = random.Random(f"{self.seed} {self.epoch}")
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        pool = 32 * self.batch_size
+        pools = [
+            sorted(order[i : i + pool], key=lambda index: self.lengths[index])
+            for i in range(0, len(order), pool)
+        ]
+        batches = [
+            members[i : i + self.batch_size]
+            for members in pools
+            for i in range(0, len(members), self.batch_size)
+        ]
+        rng.shuffle(batches)
+        return batches

@@ -1,0 +1,371 @@
+"""One run from start to end: score the base, train, score again, leave adapter, items and record."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from vlmpeft.adapters import (
+    adapter_plan,
+    check_base,
+    load_tensors,
+    read_manifest,
+    save_adapter,
+)
+from vlmpeft.base import actual_bits, origin
+from vlmpeft.checkpoints import RunCheckpoints
+from vlmpeft.data.datamodule import VLMData
+from vlmpeft.errors import UserError
+from vlmpeft.module import VLMModule
+from vlmpeft.records import (
+    SCHEMA,
+    folder_bytes,
+    git_state,
+    peak_memory_bytes,
+    read_items,
+    semantic_hash,
+    versions,
+    write_items,
+    write_json,
+)
+from vlmpeft.scoring import Scorer, score_loader
+from vlmpeft.shipped import cache_dir
+
+import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
+
+
+@dataclass(frozen=True)
+class Eval:
+    """How a run is scored.
+
+    Args:
+        select: which checkpoint is scored: the last, or the best by the primary metric on val.
+        every: optimizer steps between validations; 0 is once an epoch for best, never for last.
+        limit: items scored per split; null is all.
+        batch_size: items generated for at once.
+    """
+
+    select: Literal["best", "last"] = "last"
+    every: int = 0
+    limit: int | None = None
+    batch_size: int = 64
+
+
+class FitRun:
+    """What `fit` does around `Trainer.fit`, step by step in call order.
+
+    Args:
+        run_dir: `runs/<name>/`.
+        trainer: Lightning's.
+        module: base and plan.
+        data: conversations.
+        evaluation: how the run is scored.
+        config: resolved config, plain data.
+        checkpoints: the callback that keeps last and best.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        trainer: pl.Trainer,
+        module: VLMModule,
+        data: VLMData,
+        evaluation: Eval,
+        config: dict[str, Any],
+        checkpoints: RunCheckpoints,
+    ):
+        self.run_dir, self.trainer, self.module, self.data = run_dir, trainer, module, data
+        self.evaluation, self.config, self.checkpoints = evaluation, config, checkpoints
+        self.console = Console(stderr=False, highlight=False)
+        self.seconds = {"load": 0.0, "fit": 0.0, "score": 0.0}
+        self.metrics: dict[str, dict[str, dict[str, float]]] = {"base": {}, "tuned": {}}
+
+    # -- before --------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Data, then base: broken data shows before gigabytes of weights are read."""
+        with self._timed("load"):
+            self.data.prepare(self.module.processor)
+            self._report_data()
+            self.module.load(self.trainer.strategy.root_device)
+            self.base = origin(self.module.base)
+        self.module.scorer = make_scorer(self.module, self.data)
+        self.decoding = {
+            "max_new_tokens": self.module.scorer.max_new_tokens,
+            "end_ids": self.module.scorer.end_ids,
+            "greedy": True,
+        }
+
+    def _report_data(self) -> None:
+        counts = ", ".join(f"{entry['conversations']} {split}" for split, entry in self.data.identity().items())
+        self.console.print(f"data: {counts}; longest answer {self.data.max_target_tokens} tokens")
+        if skipped := self.data.skipped:
+            self.console.print(f"skipped {len(skipped)}: " + "; ".join(skipped[:5]))
+
+    def score_base(self) -> None:
+        """Score the untouched base on val and test; the result is cached by all that it depends on."""
+        for split in self._scored_splits():
+            key = semantic_hash(self._base_score_identity(split))
+            path = cache_dir() / "base_scores" / f"{key}.jsonl.gz"
+            if path.is_file():
+                head, *_ = read_items(path)
+                self.metrics["base"][split] = head["metrics"]
+                continue
+            scores, items = self._score(split)
+            self.metrics["base"][split] = scores
+            write_items(path, [{"metrics": scores}, *items])
+
+    def _base_score_identity(self, split: str) -> dict[str, Any]:
+        return {
+            "base": {key: self.base[key] for key in ("fingerprint", "bits")},
+            "data": self.data.identity()[split],
+            "template": self.data.encoder.template,
+            "decoding": self.decoding,
+            "metrics": [type(metric).__qualname__ for metric in self.module.metrics],
+            "evaluation": {"limit": self.evaluation.limit, "batch_size": self.evaluation.batch_size},
+            "device": self.trainer.strategy.root_device.type,
+            "versions": versions(),
+        }
+
+    def attach(self, init_adapter: str | None) -> None:
+        """Attach the plan, start from another adapter if asked to, and print what will be trained."""
+        self.module.trainer = self.trainer
+        self.module.configure_model()
+        if init_adapter:
+            start_from(init_adapter, self.module, self.base)
+        self.console.print(plan_table(self.module))
+
+    # -- after ---------------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, Any]:
+        """Load the selected checkpoint, score it, save the adapter, write the record."""
+        steps = self.trainer.global_step
+        self.selected = self.checkpoints.load_selected(self.module, steps)
+        items = self._score_tuned()
+        adapter = self._save_adapter()
+        if items:
+            write_items(self.run_dir / "items.jsonl.gz", items)
+        record = self._record(steps, adapter)
+        write_json(self.run_dir / "result.json", record)
+        self._print_result(adapter)
+        return record
+
+    def _score_tuned(self) -> list[dict[str, Any]]:
+        """Items of the last scored split: test if there is one."""
+        items: list[dict[str, Any]] = []
+        for split in self._scored_splits():
+            self.metrics["tuned"][split], items = self._score(split)
+        return items
+
+    def _scored_splits(self) -> list[str]:
+        return [split for split in ("val", "test") if self.data.has(split)]
+
+    def _score(self, split: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        assert self.module.scorer is not None
+        with self._timed("score"):
+            loader = self.data.scoring_loader(split)
+            device = self.trainer.strategy.root_device
+            return score_loader(
+                self.module.scorer, self.module.model, loader, device, self.module.autocast()
+            )
+
+    def _save_adapter(self) -> Path:
+        assert self.module.attached is not None
+        return save_adapter(
+            self.run_dir / "adapter",
+            self.module.attached,
+            processor=self.module.processor,
+            base=self.base,
+            chat_template=self.data.encoder.template if self.data.chat_template else None,
+            decoding=self.decoding,
+            card=self._card(),
+        )
+
+    def _card(self) -> str:
+        rows = [f"| {split} | {name} | {before} | {after} |" for split, name, before, after in self._rows()]
+        table = "\n".join(["| split | metric | base | tuned |", "|---|---|---|---|", *rows])
+        plan = "\n".join(f"- {name}: {entries}" for name, entries in self.module.plan.to_dict().items())
+        return (
+            f"---\nbase_model: {self.base['id']}\nlibrary_name: peft\n---\n# {self.run_dir.name}\n\n"
+            f"An adapter of {self.base['id']} (fingerprint {self.base['fingerprint']}), trained by vlmpeft.\n\n"
+            f"{plan}\n\n{table}\n"
+        )
+
+    def _record(self, steps: int, adapter: Path) -> dict[str, Any]:
+        assert self.module.attached is not None
+        summary = self.module.attached.summary()
+        sizes = {name: p.numel() for name, p in self.module.attached.trainable().items()}
+        device = self.trainer.strategy.root_device
+        return {
+            "schema": SCHEMA,
+            "status": "done",
+            "study": None,
+            "row": None,
+            "task": self.config["data"]["train"],
+            "seed": self.module.seed,
+            "base": self.base,
+            "data": self.data.identity(),
+            "metrics": self.metrics,
+            "primary": self.module.metrics[0].name,
+            "selected": self.selected,
+            "search": {"tried": 1, "on": "val"},
+            "decoding": self.decoding,
+            "trainable": summary["trainable"],
+            "reachable": sum(sizes[name] for name in self.module.reached),
+            "total": summary["total"],
+            "components": summary["components"],
+            "steps": steps,
+            "supervised_tokens": self.module.supervised_tokens,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(device.type == "cuda"),
+            "adapter_bytes": folder_bytes(adapter),
+            "skipped": len(self.data.skipped),
+            "config": self.config,
+            "config_hash": semantic_hash(self._identity()),
+            "versions": versions(),
+            "device": device_name(device),
+            "git": git_state(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this run this run: no paths, names, workers, loggers, devices or versions."""
+        trainer, data = self.config["trainer"], self.config["data"]
+        schedule = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
+        batches = ("batch_size", "max_length", "over_length", "on_error")
+        module = ("weight_decay", "warmup_ratio", "gradient_checkpointing")
+        return {
+            "plan": self.module.plan.to_dict(),
+            "base": {key: self.base[key] for key in ("fingerprint", "bits")},
+            "data": self.data.identity(),
+            "template": self.data.encoder.template,
+            "schedule": {key: trainer.get(key) for key in schedule}
+            | {key: data[key] for key in batches}
+            | {key: self.config["model"][key] for key in module},
+            "metrics": self.config["model"]["metrics"],
+            "evaluation": asdict(self.evaluation) | {"batch_size": None},
+            "seed": self.module.seed,
+        }
+
+    # -- showing -------------------------------------------------------------------------------
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        for split, tuned in self.metrics["tuned"].items():
+            for name, value in tuned.items():
+                yield split, name, f"{self.metrics['base'][split][name]:.4f}", f"{value:.4f}"
+
+    def _print_result(self, adapter: Path) -> None:
+        table = Table(title=f"{self.run_dir.name}: before and after ({self.selected['by']} checkpoint)")
+        for column in ("split", "metric", "base", "tuned"):
+            table.add_column(column, justify="left" if column in ("split", "metric") else "right")
+        for row in self._rows():
+            table.add_row(*row)
+        if table.row_count:
+            self.console.print(table)
+        size = folder_bytes(adapter) / 2**20
+        self.console.print(f"adapter: {adapter} ({size:.2f} MiB), record: {self.run_dir / 'result.json'}")
+        self.console.print("next:")
+        for verb in (
+            f"test --adapter {adapter}",
+            f"predict --adapter {adapter}",
+            f"fit --config {self.run_dir / 'config.yaml'} --init_adapter {adapter} --data.train MORE.json",
+        ):
+            self.console.print(f"  python -m vlmpeft {verb}", soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
+
+
+def make_scorer(module: VLMModule, data: VLMData, adapter: str | None = None) -> Scorer:
+    """The scorer of a run: its token limit is the longest training answer, or what the adapter was saved with."""
+    tokenizer = module.processor.tokenizer
+    decoding = read_manifest(adapter).get("decoding") if adapter else None
+    if decoding:
+        return Scorer(tokenizer, module.metrics, decoding["max_new_tokens"], decoding["end_ids"])
+    generation = module.model.generation_config.eos_token_id
+    known = generation if isinstance(generation, list) else [generation]
+    ends = {token for token in (*known, *data.end_ids, tokenizer.eos_token_id) if token is not None}
+    return Scorer(tokenizer, module.metrics, data.max_target_tokens, sorted(ends))
+
+
+def start_from(adapter: str, module: VLMModule, base: dict[str, Any]) -> None:
+    """Load an adapter's tensors as the start of a plan that contains its plan.
+
+    Raises:
+        UserError: another base, or tensors the plan has no place for.
+    """
+    check_base(adapter, base)
+    assert module.attached is not None
+    load_tensors(adapter, module.attached, subset=True)
+
+
+def use_adapter(adapter: str, module: VLMModule) -> None:
+    """Make a module evaluate an adapter: its plan is attached and its tensors are loaded."""
+    check_base(adapter, origin(module.base))
+    module.plan = adapter_plan(adapter)
+    module.configure_model()
+    assert module.attached is not None
+    load_tensors(adapter, module.attached)
+
+
+def plan_table(module: VLMModule) -> Table:
+    """Component, strategy, modules matched, trainable, share, bits and learning rate of an attached plan."""
+    assert module.attached is not None
+    summary, bits = module.attached.summary(), actual_bits(module.model, module.components)
+    table = Table(
+        title=f"{summary['trainable']:,} of {summary['total']:,} + {summary['added']:,} parameters are trained "
+        f"({summary['percent']} %)"
+    )
+    for column in ("component", "strategy", "modules", "trainable", "%", "bits", "learning rate"):
+        table.add_column(column, justify="left" if column in ("component", "strategy", "bits") else "right")
+    whole = summary["total"] + summary["added"]
+    for name, component in summary["components"].items():
+        for entry in component["strategies"]:
+            trainable = entry["trainable"]
+            rate = f"{entry['learning_rate']:g}" if entry["learning_rate"] else "-"
+            table.add_row(
+                name,
+                entry["name"],
+                str(len(entry["targets"])),
+                f"{trainable:,}",
+                f"{100 * trainable / whole:.3f}",
+                bits.get(name, "-"),
+                rate,
+            )
+    return table
+
+
+def device_name(device: Any) -> str:
+    """The accelerator's name, or how many CPU threads were used."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def new_run_dir(runs_dir: str, name: str | None, default: str) -> Path:
+    """`runs_dir/name`; a given name must be free, the default one gets a number if it is not.
+
+    Raises:
+        UserError: the given name is taken.
+    """
+    root = Path(runs_dir)
+    if name:
+        if (root / name).exists():
+            raise UserError(
+                f"run {root / name} exists and is not overwritten; give another --run_name, or go on with "
+                f"fit --resume {root / name}"
+            )
+        return root / name
+    candidates = (root / (f"{default}-{n}" if n > 1 else default) for n in range(1, 10_000))
+    return next(path for path in candidates if not path.exists())

@@ -1,0 +1,240 @@
+"""The LightningModule: a base with a plan on it, its loss, its optimizer, its scores."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmpeft.base import BaseSpec, load_base, load_processor
+from vlmpeft.errors import UserError
+from vlmpeft.loss import supervised_loss
+from vlmpeft.metrics import TextMetric
+from vlmpeft.plan import AttachedPlan, Plan, attach, check_has_trainables
+from vlmpeft.registry import METRICS, resolve
+from vlmpeft.scoring import Scorer, to_device
+
+import lightning.pytorch as pl  # isort: skip  after vlmpeft.metrics has declared torchvision's operators
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Factor on every learning rate: linear from 0, then half a cosine to 0.
+
+    Args:
+        total_steps: optimizer steps of the run.
+        warmup_ratio: share of them spent rising.
+    """
+
+    total_steps: int
+    warmup_ratio: float
+
+    def __call__(self, step: int) -> float:
+        warmup = math.ceil(self.total_steps * self.warmup_ratio)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = (step - warmup) / max(1, self.total_steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class VLMModule(pl.LightningModule):
+    """A vision-language model with a PEFT plan on its components.
+
+    Args:
+        base: which pretrained VLM, and how wide its weights are.
+        plan: strategy of each component.
+        metrics: short names (ExactMatch, TokenF1) or dotted paths of TextMetric classes; the first is the
+            primary one.
+        weight_decay: of AdamW.
+        warmup_ratio: share of the steps during which the learning rates rise.
+        gradient_checkpointing: recompute activations in the backward pass; slower, less memory.
+    """
+
+    def __init__(
+        self,
+        base: BaseSpec = BaseSpec(),  # noqa: B008  frozen
+        plan: Plan = Plan(),  # noqa: B008
+        metrics: list[str] = ["ExactMatch", "TokenF1"],  # noqa: B006  read only; shown in --help
+        weight_decay: float = 0.0,
+        warmup_ratio: float = 0.03,
+        gradient_checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.base, self.plan = base, plan
+        self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
+        self.gradient_checkpointing = gradient_checkpointing
+        self.metrics = [build_metric(name) for name in metrics]
+        self.strict_loading = False
+        self.seed = 0
+        self.attached: AttachedPlan | None = None
+        self.reached: set[str] = set()
+        self.supervised_tokens = 0
+        self.scorer: Scorer | None = None
+        self._window_tokens: Tensor | float = 0.0
+        self.model: Any = None
+
+    # -- model ---------------------------------------------------------------------------------
+
+    @property
+    def processor(self) -> Any:
+        """Tokenizer and image processor, without loading weights."""
+        if not hasattr(self, "_processor"):
+            self._processor = load_processor(self.base)
+        return self._processor
+
+    def load(self, device: torch.device) -> None:
+        """Load the base onto a device, once."""
+        if self.model is None:
+            self.model, self._processor, self.components = load_base(self.base, device)
+
+    def configure_model(self) -> None:
+        """Load the base and attach the plan; Lightning calls it before every run, it acts once."""
+        self.load(self.trainer.strategy.root_device)
+        if self.attached is None:
+            torch.manual_seed(self.seed)  # the same start whatever was scored or cached before
+            self.attached = attach(self.plan, self.model, self.components)
+
+    def cpu(self) -> VLMModule:
+        """Stay on the device: Lightning moves a module to the CPU after each run, minutes for 4-bit weights."""
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trainable tensors alone, by their name in the model."""
+        return {} if self.attached is None else {n: p.detach() for n, p in self.attached.trainable().items()}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load exactly the trainable tensors; a missing or unexpected one is an error."""
+        assert self.attached is not None
+        trainable = self.attached.trainable()
+        if wrong := trainable.keys() ^ state_dict.keys():
+            raise UserError(f"the checkpoint does not fit model.plan: {len(wrong)} tensors, e.g. {min(wrong)}")
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(state_dict[name])
+
+    def autocast(self) -> AbstractContextManager:
+        """bf16 where the base holds 16-bit weights, else nothing."""
+        narrow = {p.dtype for p in self.model.parameters() if p.is_floating_point()} - {torch.float32}
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, dtype=next(iter(narrow), torch.bfloat16), enabled=bool(narrow))
+
+    # -- training ------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        assert self.attached is not None
+        check_has_trainables(self.attached)
+        self._set_modes()
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            # enabling also makes every embedding output require grad, which drags a frozen tower into
+            # the graph; non-reentrant checkpointing does not need it
+            self.model.disable_input_require_grads()
+
+    def _set_modes(self) -> None:
+        """Train mode for components that change, eval for frozen ones (dropout, batch norm)."""
+        assert self.attached is not None
+        self.model.eval()
+        changing = {attachment.component for attachment in self.attached.attachments if attachment.trainable}
+        for component in changing:
+            for root in self.components.roots[component]:
+                module = dict(self.model.named_modules()).get(root)
+                if module is not None:
+                    module.train()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make dropout a function of (seed, epoch, batch, rank): a resumed run needs no RNG state."""
+        position = (self.current_epoch * 1_000_003 + batch_idx) * 65_537 + self.global_rank
+        torch.manual_seed((self.seed * 2_147_483_659 + position) % 2**63)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The summed loss; `on_before_optimizer_step` divides the gradients by the tokens."""
+        loss, tokens = supervised_loss(self.model, batch)
+        self._window_tokens = self._window_tokens + tokens
+        self.supervised_tokens += int(tokens)
+        self.log("train/loss", loss.detach() / tokens.clamp(min=1), batch_size=1)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Divide once, before clipping, by the supervised tokens of the window over all ranks.
+
+        Lightning has divided each backward by accumulate_grad_batches, and DDP averages over ranks.
+        """
+        tokens = self.trainer.strategy.reduce(torch.as_tensor(self._window_tokens), reduce_op="sum")
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / max(1.0, float(tokens))
+        self._window_tokens = 0.0
+        assert self.attached is not None
+        for name, parameter in self.attached.trainable().items():
+            if parameter.grad is not None:
+                self.reached.add(name)
+                parameter.grad.mul_(scale)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with one group a component, warm-up and cosine on all of them."""
+        assert self.attached is not None
+        check_has_trainables(self.attached)
+        optimizer = torch.optim.AdamW(self.attached.parameter_groups(), weight_decay=self.weight_decay)
+        schedule = WarmupCosine(int(self.trainer.estimated_stepping_batches), self.warmup_ratio)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- scoring -------------------------------------------------------------------------------
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._score(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._score(batch)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        return self._score(batch)
+
+    def _score(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        assert self.scorer is not None, "scoring before the scorer was set"
+        with self.autocast():
+            return self.scorer.add(self.model, batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset_scorer()
+
+    def on_test_epoch_start(self) -> None:
+        self._reset_scorer()
+
+    def on_predict_epoch_start(self) -> None:
+        self._reset_scorer()
+
+    def _reset_scorer(self) -> None:
+        assert self.scorer is not None, "scoring before the scorer was set"
+        self.scorer.reset()
+        self.scorer.to(self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        assert self.scorer is not None
+        scores = {f"{split}/{name}": value for name, value in self.scorer.compute().items()}
+        self.log_dict(scores, rank_zero_only=True)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return to_device(batch, device)
+
+
+def build_metric(name: str) -> TextMetric:
+    """The metric of a short name or dotted path.
+
+    Raises:
+        UserError: unknown, or not a TextMetric.
+    """
+    cls = resolve(name, METRICS)
+    if not (isinstance(cls, type) and issubclass(cls, TextMetric)):
+        raise UserError(f"model.metrics: {name} is not a vlmpeft.TextMetric subclass")
+    return cls()
+
+

@@ -1,0 +1,172 @@
+"""The strategies of all components, and what they come to on a given model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmpeft.components import PLANNED, Components, count_by_component
+from vlmpeft.errors import UserError
+from vlmpeft.registry import STRATEGIES, resolve, short_name
+from vlmpeft.strategies import Attachment, Component, Frozen, Strategy
+
+Strategies = Strategy | list[Strategy]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to each component.
+
+    Args:
+        vision: strategy (or list of strategies) of the image tower.
+        projector: of everything on the way from the tower to the language model.
+        language: of decoder, token embeddings and output head.
+    """
+
+    vision: Strategies = Frozen()
+    projector: Strategies = Frozen()
+    language: Strategies = Frozen()
+
+    def of(self, component: str) -> list[Strategy]:
+        """The strategies of one component, in order of attachment."""
+        value = getattr(self, component)
+        return list(value) if isinstance(value, (list, tuple)) else [value]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: component -> [{class_path, init_args}]."""
+        return {
+            field.name: [
+                {"class_path": short_name(type(strategy), STRATEGIES), "init_args": _init_args(strategy)}
+                for strategy in self.of(field.name)
+            ]
+            for field in fields(self)
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        """The inverse of `to_dict`; JSON lists become tuples again."""
+        return cls(
+            **{
+                component: [
+                    resolve(entry["class_path"], STRATEGIES)(**_tuples(entry["init_args"])) for entry in entries
+                ]
+                for component, entries in data.items()
+            }
+        )
+
+
+def _init_args(strategy: Any) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(strategy).items()}
+
+
+def _tuples(init_args: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in init_args.items()}
+
+
+@dataclass
+class AttachedPlan:
+    """A plan on a model: what each strategy left there."""
+
+    plan: Plan
+    model: nn.Module
+    components: Components
+    attachments: list[Attachment]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Full name -> parameter, of everything that is trained."""
+        return {name: p for name, p, _ in self._trainable_with_attachment()}
+
+    def _trainable_with_attachment(self) -> Iterator[tuple[str, nn.Parameter, Attachment]]:
+        parameters = dict(self.model.named_parameters())
+        for attachment in self.attachments:
+            for name in attachment.trainable:
+                yield name, parameters[name], attachment
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups: one per component and learning rate."""
+        groups: dict[tuple[str, float], dict[str, Any]] = {}
+        for _, parameter, attachment in self._trainable_with_attachment():
+            rate = attachment.strategy.learning_rate  # type: ignore[attr-defined]
+            key = (attachment.component, rate)
+            groups.setdefault(key, {"params": [], "lr": rate, "name": attachment.component})
+            groups[key]["params"].append(parameter)
+        return list(groups.values())
+
+    def detach(self) -> None:
+        """Put the base back exactly as it was."""
+        for attachment in reversed(self.attachments):
+            attachment.detach()
+        self.attachments = []
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the plan; `percent` is 100 trainable / (base + added), the papers' convention."""
+        base = count_by_component(self.model, self.components)
+        added = {name: 0 for name in base}
+        for attachment in self.attachments:
+            added[attachment.component] += attachment.added
+        trainable = sum(parameter.numel() for parameter in self.trainable().values())
+        total = sum(base.values()) - sum(added.values())
+        return {
+            "total": total,
+            "added": sum(added.values()),
+            "trainable": trainable,
+            "percent": round(100 * trainable / (total + sum(added.values())), 4),
+            "components": {
+                name: self._component_summary(name, base[name] - added[name]) for name in base
+            },
+        }
+
+    def _component_summary(self, component: str, parameters: int) -> dict[str, Any]:
+        sizes = {name: parameter.numel() for name, parameter in self.trainable().items()}
+        here = [attachment for attachment in self.attachments if attachment.component == component]
+        strategies = [
+            {
+                "name": short_name(type(a.strategy), STRATEGIES),
+                "trainable": sum(sizes[name] for name in a.trainable),
+                "learning_rate": getattr(a.strategy, "learning_rate", None),
+                "targets": list(a.targets),
+            }
+            for a in here
+        ]
+        return {
+            "roots": list(self.components.roots.get(component, ())),
+            "parameters": parameters,
+            "trainable": sum(entry["trainable"] for entry in strategies),
+            "strategies": strategies,
+        }
+
+
+def attach(plan: Plan, model: nn.Module, components: Components) -> AttachedPlan:
+    """Attach every component's strategies; afterwards exactly the planned parameters take gradients.
+
+    Trainables are fp32: bf16 weights at small rates lose updates. A failure leaves the model as it was.
+
+    Raises:
+        UserError: targets that match nothing, or a strategy the component cannot take.
+    """
+    attached = AttachedPlan(plan, model, components, [])
+    try:
+        for name in PLANNED:
+            for strategy in plan.of(name):
+                attached.attachments.append(strategy.attach(Component(name, model, components)))
+    except UserError:
+        attached.detach()
+        raise
+    model.requires_grad_(False)
+    for parameter in attached.trainable().values():
+        parameter.data = parameter.data.to(torch.float32)
+        parameter.requires_grad_(True)
+    return attached
+
+
+def check_has_trainables(attached: AttachedPlan) -> None:
+    """Raise a UserError if every component is frozen."""
+    if not attached.trainable():
+        raise UserError(
+            "nothing to train: every component of model.plan is Frozen; give one a strategy, e.g. "
+            "--model.plan.language=LoRA"
+        )

@@ -1,0 +1,104 @@
+"""What one run leaves behind: its record, written atomically, with where it came from."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vlmpeft.errors import UserError
+
+SCHEMA = 1
+PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "pillow")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: after a crash or on a full disk the old content is still there.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(scratch, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A value as indented JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
+
+
+def write_items(path: Path, items: Iterable[dict[str, Any]]) -> None:
+    """Items as gzipped JSON lines, atomically; the same items always give the same bytes."""
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    write_atomically(path, gzip.compress(lines.encode(), mtime=0))
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """The items of an `items.jsonl.gz`."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def read_record(run_dir: Path) -> dict[str, Any] | None:
+    """The record of a run, or None if it has not left one."""
+    path = run_dir / "result.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def semantic_hash(value: Any) -> str:
+    """A hash of plain data that does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Installed version of every package a result may depend on."""
+    found = {"python": platform.python_version(), "vlmpeft": "0.1.0"}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def git_state(folder: Path | None = None) -> dict[str, Any] | None:
+    """Commit and cleanliness of the working copy this runs in, or None outside of one."""
+    command = ["git", "-C", str(folder or Path.cwd())]
+    try:
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def peak_memory_bytes(on_gpu: bool) -> int:
+    """Most memory this process held: of the GPU if it used one, else resident."""
+    if on_gpu:
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of every file below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,40 @@
+"""Short names of strategies and metrics: what a config or a manifest says -> the class."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from vlmpeft.errors import UserError, did_you_mean
+
+STRATEGIES = {
+    "Frozen": "vlmpeft.strategies.fixed.Frozen",
+    "Full": "vlmpeft.strategies.fixed.Full",
+    "LoRA": "vlmpeft.strategies.lora.LoRA",
+}
+METRICS = {
+    "ExactMatch": "vlmpeft.metrics.ExactMatch",
+    "TokenF1": "vlmpeft.metrics.TokenF1",
+}
+
+
+def resolve(name: str, names: dict[str, str]) -> Any:
+    """The class behind a short name of `names`, or behind a dotted path of the user's own.
+
+    Raises:
+        UserError: neither; with the closest short name.
+    """
+    path = names.get(name, name)
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise UserError(f"unknown name {name!r}.{did_you_mean(name, names)}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{name} cannot be imported: {error}") from error
+
+
+def short_name(cls: type, names: dict[str, str]) -> str:
+    """The short name of a registered class, else its dotted path: the inverse of `resolve`."""
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    return next((name for name, known in names.items() if known == path), path)

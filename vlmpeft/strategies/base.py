@@ -1,0 +1,119 @@
+"""The contract of a strategy: one verb, `attach(component) -> Attachment`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from vlmpeft.components import Components
+from vlmpeft.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of one model, as a strategy sees it. All names are full names in the model."""
+
+    name: str
+    model: nn.Module
+    components: Components
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        return self.components.roots[self.name]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter of the component; tied ones once."""
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if self.components.component_of(name) == self.name
+        }
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """Every linear layer of the component, quantized ones included."""
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and self.components.component_of(name) == self.name
+        }
+
+    def match_linears(self, targets: tuple[str, ...] | None) -> dict[str, nn.Linear]:
+        """The linear layers that `targets` name: last name parts, full paths, or globs of either.
+
+        None means every linear layer but the output head (QLoRA's choice).
+
+        Raises:
+            UserError: a target that matches nothing in this component; says what the component has.
+        """
+        linears = self.linears()
+        if targets is None:
+            head = getattr(self.model, "get_output_embeddings", lambda: None)()
+            linears = {name: module for name, module in linears.items() if module is not head}
+            if not linears:
+                raise UserError(f"{self.name} has no linear layer to adapt")
+            return linears
+        for target in targets:
+            if not any(_names(target, name) for name in linears):
+                raise UserError(self._no_match(target, targets, linears))
+        return {name: m for name, m in linears.items() if any(_names(t, name) for t in targets)}
+
+    def _no_match(self, target: str, targets: tuple[str, ...], linears: dict[str, nn.Linear]) -> str:
+        leaves = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
+        elsewhere = [
+            self.components.component_of(name)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and _names(target, name)
+        ]
+        where = f" ({target} is in {elsewhere[0]})" if elsewhere else did_you_mean(target, leaves)
+        return f"no linear matched {target!r} of targets={targets} in {self.name}; it has {', '.join(leaves)}.{where}"
+
+
+def _names(target: str, name: str) -> bool:
+    return name == target or name.endswith("." + target) or fnmatchcase(name, target)
+
+
+@dataclass(frozen=True)
+class PeftPart:
+    """How plain PEFT would express an attachment: LoRA settings per target, modules saved whole."""
+
+    lora: dict[str, dict[str, float]] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What a strategy left on one component.
+
+    Args:
+        component: the component's name.
+        strategy: the strategy that was attached.
+        targets: full names of the modules it works on.
+        trainable: full names, in the model as it is now, of the parameters to be trained.
+        added: how many parameters the base did not have.
+        detach: puts the model back exactly as it was.
+        peft: how plain PEFT would carry it; None if it cannot.
+    """
+
+    component: str
+    strategy: Strategy
+    targets: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ()
+    added: int = 0
+    detach: Callable[[], None] = lambda: None
+    peft: PeftPart | None = None
+
+
+class Strategy(ABC):
+    """What is done to one component. Subclasses are frozen dataclasses: config and behaviour at once.
+
+    A subclass may have a `learning_rate`. This class is no dataclass on purpose: jsonargparse accepts
+    subclasses by `class_path` only where the declared type is not one.
+    """
+
+    @abstractmethod
+    def attach(self, component: Component) -> Attachment:
+        """Change the component so that it can be trained, and say what was changed."""
