@@ -66,12 +66,6 @@ def _lightning(verb: str, args: list[str]) -> None:
     run(verb, args)
 
 
-def _plan(verb: str, args: list[str]) -> None:
-    from vlmpeft.planning import main as plan
-
-    plan(args)
-
-
 def _data(verb: str, args: list[str]) -> None:
     from vlmpeft.data.command import main as data
 
@@ -85,8 +79,7 @@ def _doctor(verb: str, args: list[str]) -> None:
 
 
 VERBS: dict[str, Callable[[str, list[str]], None]] = {
-    **dict.fromkeys(("fit", "validate", "test", "predict"), _lightning),
-    "plan": _plan,
+    **dict.fromkeys(("fit", "validate", "test", "predict", "plan"), _lightning),
     "data": _data,
     "doctor": _doctor,
 }

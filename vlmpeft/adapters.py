@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,10 +66,12 @@ def save_adapter(
         _write_json(scratch / MANIFEST, manifest | {"decoding": decoding})
         (scratch / "README.md").write_text(card)
         shutil.rmtree(out, ignore_errors=True)
-        os.replace(scratch, out)
+        scratch.replace(out)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise UserError(f"adapter {out} could not be saved: {error}; the checkpoints are intact") from error
+        raise UserError(
+            f"adapter {out} could not be saved: {error}; the checkpoints are intact"
+        ) from error
     return out
 
 
@@ -117,11 +118,18 @@ def _save_partial(
     if lora:
         folder.mkdir()
         save_file(lora, folder / PEFT_WEIGHTS)
-        _write_json(folder / "adapter_config.json", peft_config(attached, base_id) | {"modules_to_save": None})
+        _write_json(
+            folder / "adapter_config.json",
+            peft_config(attached, base_id) | {"modules_to_save": None},
+        )
 
 
 def _manifest(
-    attached: AttachedPlan, tensors: dict[str, Tensor], processor: Any, base: dict[str, Any], template: str | None
+    attached: AttachedPlan,
+    tensors: dict[str, Tensor],
+    processor: Any,
+    base: dict[str, Any],
+    template: str | None,
 ) -> dict[str, Any]:
     import peft
     import transformers
@@ -220,7 +228,9 @@ def load_tensors(folder: str | Path, attached: AttachedPlan, subset: bool = Fals
         names = {name: parameter for name, parameter in names.items() if name in tensors}
     if wrong := names.keys() ^ tensors.keys():
         kind = "missing from it" if min(wrong) in names else "unexpected"
-        raise UserError(f"adapter {folder} does not fit the plan: {len(wrong)} tensors, e.g. {min(wrong)} is {kind}")
+        raise UserError(
+            f"adapter {folder} does not fit the plan: {len(wrong)} tensors, e.g. {min(wrong)} is {kind}"
+        )
     for name, parameter in names.items():
         if tensors[name].shape != parameter.shape:
             raise UserError(

@@ -92,7 +92,9 @@ def load_processor(spec: BaseSpec) -> Any:
 
     processor = _from_hub(AutoProcessor.from_pretrained, spec)
     if not hasattr(processor, "tokenizer"):
-        raise UserError(f"base {spec.path} has no processor with a tokenizer (processor_config.json)")
+        raise UserError(
+            f"base {spec.path} has no processor with a tokenizer (processor_config.json)"
+        )
     return processor
 
 
@@ -134,7 +136,9 @@ def resolve_bits(bits: Bits, device: torch.device) -> dict[str, str]:
     return {name: auto if width == "auto" else width for name, width in asdict(bits).items()}
 
 
-def quantization_config(spec: BaseSpec, widths: dict[str, str], components: Components, device) -> Any:
+def quantization_config(
+    spec: BaseSpec, widths: dict[str, str], components: Components, device: torch.device
+) -> Any:
     """A BitsAndBytesConfig for the quantized components, or None.
 
     Everything else is skipped by its full path: a bare `vision_tower` would silently quantize the tower,
@@ -144,11 +148,18 @@ def quantization_config(spec: BaseSpec, widths: dict[str, str], components: Comp
     if not wanted:
         return None
     if len(wanted) > 1:
-        raise UserError(f"bits {sorted(wanted)} cannot be mixed: one quantized width for all components")
+        raise UserError(
+            f"bits {sorted(wanted)} cannot be mixed: one quantized width for all components"
+        )
     from transformers import BitsAndBytesConfig
 
     width = wanted.pop()
-    skip = [root for name, roots in components.roots.items() for root in roots if widths.get(name) != width]
+    skip = [
+        root
+        for name, roots in components.roots.items()
+        for root in roots
+        if widths.get(name) != width
+    ]
     skip += [root for root in components.roots["language"][1:] if root not in skip]
     if width == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
@@ -161,7 +172,9 @@ def quantization_config(spec: BaseSpec, widths: dict[str, str], components: Comp
     )
 
 
-def _set_unquantized_dtypes(model: nn.Module, widths: dict[str, str], components: Components) -> None:
+def _set_unquantized_dtypes(
+    model: nn.Module, widths: dict[str, str], components: Components
+) -> None:
     for name, parameter in model.named_parameters():
         dtype = DTYPES.get(widths.get(components.component_of(name), ""))
         if dtype and parameter.is_floating_point():
@@ -175,7 +188,21 @@ def _keep_backward_exact_on_cpu(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  bitsandbytes' own
+
+
+def recompute_activations(model: Any) -> None:
+    """Turn on gradient checkpointing, which acts in train mode.
+
+    transformers also makes every embedding output require grad then, which drags a frozen tower into the
+    graph; non-reentrant checkpointing does not need that, so it is undone.
+    """
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None)
+        or model.gradient_checkpointing_enable
+    )
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()
 
 
 def actual_bits(model: nn.Module, components: Components) -> dict[str, str]:
@@ -241,7 +268,9 @@ def _weight_files(spec: BaseSpec) -> list[Path]:
     if not root.is_dir():
         from huggingface_hub import snapshot_download
 
-        root = Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=["*.safetensors*"]))
+        root = Path(
+            snapshot_download(spec.path, revision=spec.revision, allow_patterns=["*.safetensors*"])
+        )
     return sorted(root.glob("*.safetensors"))
 
 
@@ -251,7 +280,8 @@ def origin(spec: BaseSpec) -> dict[str, Any]:
         "id": spec.path,
         "revision": spec.revision,
         "fingerprint": fingerprint(spec),
-        "bits": {name: asdict(spec.bits)[name] for name in PLANNED} | {"double_quant": spec.double_quant},
+        "bits": {name: asdict(spec.bits)[name] for name in PLANNED}
+        | {"double_quant": spec.double_quant},
     }
 
 

@@ -13,8 +13,8 @@ from vlmpeft.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # Lightning imports torchmetrics, and that imports torchvision
 
-import lightning.pytorch as pl  # noqa: E402
-from lightning.pytorch.plugins import TorchCheckpointIO  # noqa: E402
+import lightning.pytorch as pl
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -22,16 +22,18 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs and renames: the previous checkpoint lives until the new one does."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         target = Path(path)
         scratch = target.with_name(target.name + ".tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(scratch, "wb") as file:
+            with scratch.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(scratch, target)
+            scratch.replace(target)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
             scratch.unlink(missing_ok=True)
             raise UserError(
@@ -56,7 +58,7 @@ class RunCheckpoints(pl.Callback):
         self.best_step = 0
         self._saved_at = -1
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         step = trainer.global_step
         if step and step % self.every == 0 and step != self._saved_at:
             self._save(trainer, LAST)
@@ -67,7 +69,12 @@ class RunCheckpoints(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor)
-        if self.select != "best" or trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
+        if (
+            self.select != "best"
+            or trainer.state.fn != "fit"
+            or trainer.sanity_checking
+            or value is None
+        ):
             return
         if self.best_value is None or float(value) > self.best_value:
             self.best_value, self.best_step = float(value), trainer.global_step
@@ -88,5 +95,7 @@ class RunCheckpoints(pl.Callback):
         path = self.folder / BEST
         if self.select != "best" or not path.is_file():
             return {"by": "last", "step": step}
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        module.load_state_dict(
+            torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        )
         return {"by": self.monitor, "step": self.best_step}

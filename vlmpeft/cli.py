@@ -14,13 +14,15 @@ import torch
 import yaml
 from rich.console import Console
 
-from vlmpeft.base import parameter_count
+from vlmpeft.base import meta_model, parameter_count, resolve_bits
 from vlmpeft.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoints
+from vlmpeft.components import find_components
 from vlmpeft.config import explain
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import Interrupted, UserError
-from vlmpeft.fit import Eval, FitRun, make_scorer, new_run_dir, use_adapter
+from vlmpeft.fit import Eval, FitRun, make_scorer, new_run_dir, plan_table, use_adapter
 from vlmpeft.module import VLMModule
+from vlmpeft.plan import attach
 from vlmpeft.progress import FitProgress, MetricsCsv
 from vlmpeft.records import read_record, write_atomically, write_items, write_json
 
@@ -33,8 +35,19 @@ class _Parser(LightningArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        keys = [option for action in self._actions for option in action.option_strings]
-        raise UserError(explain(str(message), keys)) from ex
+        raise UserError(explain(str(message), _option_names(self))) from ex
+
+
+def _option_names(parser: Any) -> list[str]:
+    """Every option of a parser and of its subcommands."""
+    names = []
+    for action in parser._actions:
+        names += action.option_strings
+        if isinstance(action.choices, dict):
+            names += [
+                name for subparser in action.choices.values() for name in _option_names(subparser)
+            ]
+    return names
 
 
 class VLMCLI(LightningCLI):
@@ -74,22 +87,40 @@ class VLMCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Eval, "eval")
+        # a run's config.yaml serves every verb, so every verb takes the keys of a run
         parser.add_argument("--runs_dir", type=str, default="runs", help="Where run folders are.")
+        parser.add_argument(
+            "--run_name", type=str | None, default=None, help="Name of the run folder."
+        )
+        parser.add_argument(
+            "--init_adapter",
+            type=str | None,
+            default=None,
+            help="Adapter folder that a fit starts from.",
+        )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=int,
+            default=50,
+            help="Optimizer steps between two checkpoints.",
+        )
         if self.verb == "fit":
-            parser.add_argument("--run_name", type=str | None, default=None, help="Name of the run folder.")
-            parser.add_argument("--resume", type=str | None, default=None, help="Run folder to go on with.")
             parser.add_argument(
-                "--init_adapter", type=str | None, default=None, help="Adapter folder to start from."
+                "--resume", type=str | None, default=None, help="Run folder to go on with."
             )
             parser.add_argument(
-                "--checkpoint_every", type=int, default=50, help="Optimizer steps between two checkpoints."
+                "--yes", type=bool, default=False, help="Go ahead with a big base on a CPU."
             )
-            parser.add_argument("--yes", type=bool, default=False, help="Go ahead with a big base on a CPU.")
         else:
             parser.add_argument(
-                "--adapter", type=str | None, default=None, help="Adapter folder; null scores the base."
+                "--adapter",
+                type=str | None,
+                default=None,
+                help="Adapter folder; null scores the base.",
             )
-            parser.add_argument("--out", type=str | None, default=None, help="Folder for predictions.")
+            parser.add_argument(
+                "--out", type=str | None, default=None, help="Folder for predictions."
+            )
 
     @property
     def settings(self) -> Any:
@@ -101,11 +132,14 @@ class VLMCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.settings
         if settings.trainer.precision is None:
-            gpu = torch.cuda.is_available() and settings.trainer.accelerator in ("auto", "gpu", "cuda")
+            gpu = torch.cuda.is_available() and settings.trainer.accelerator in (
+                "auto",
+                "gpu",
+                "cuda",
+            )
             settings.trainer.precision = "bf16-mixed" if gpu else "32-true"
         if self.verb == "fit":
             self._set_run_dir()
-            self._set_validation()
         self._plain_config = self._dump()
 
     def _set_run_dir(self) -> None:
@@ -118,14 +152,13 @@ class VLMCLI(LightningCLI):
         self.run_dir = new_run_dir(settings.runs_dir, settings.run_name, default)
         settings.run_name = self.run_dir.name
 
-    def _set_validation(self) -> None:
+    def _validation_settings(self) -> dict[str, Any]:
         """Validate inside the fit only where something depends on it."""
-        settings, trainer = self.settings, self.settings.trainer
+        settings = self.settings
         if settings.eval.every:
-            trainer.val_check_interval = settings.eval.every * trainer.accumulate_grad_batches
-            trainer.check_val_every_n_epoch = None
-        elif settings.eval.select == "last":
-            trainer.limit_val_batches = 0
+            batches = settings.eval.every * settings.trainer.accumulate_grad_batches
+            return {"val_check_interval": batches, "check_val_every_n_epoch": None}
+        return {"limit_val_batches": 0} if settings.eval.select == "last" else {}
 
     def _dump(self) -> dict[str, Any]:
         """The resolved configuration as plain data, without what is only about this call."""
@@ -134,6 +167,14 @@ class VLMCLI(LightningCLI):
         for key in ("config", "resume", "yes"):
             plain.pop(key, None)
         return plain
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except ValueError as error:  # jsonargparse wraps what a strategy says of its own values
+            raise UserError(explain(str(error), [])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         settings = self._get(self.config_init, "trainer")
@@ -151,12 +192,17 @@ class VLMCLI(LightningCLI):
             )
             kwargs["logger"].append(self.metrics_csv)
             kwargs["callbacks"] += [self.checkpoints, FitProgress()]
+            kwargs |= self._validation_settings()
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
         evaluation = self._get(self.config_init, "eval")
         seed = self.settings.seed_everything
-        self.module, self.data, self.evaluation = self.model, self.datamodule, Eval(**vars(evaluation))
+        self.module, self.data, self.evaluation = (
+            self.model,
+            self.datamodule,
+            evaluation,
+        )
         self.module.seed = self.data.seed = int(seed) if seed is not None else 0
         self.data.eval_batch_size, self.data.eval_limit = evaluation.batch_size, evaluation.limit
 
@@ -166,7 +212,9 @@ class VLMCLI(LightningCLI):
         """The fit verb: score, train, score, save."""
         settings = self.settings
         if settings.resume and (record := read_record(self.run_dir)) and record["status"] == "done":
-            raise UserError(f"run {self.run_dir} is finished; its record is {self.run_dir / 'result.json'}")
+            raise UserError(
+                f"run {self.run_dir} is finished; its record is {self.run_dir / 'result.json'}"
+            )
         self._ask_about_size()
         run = FitRun(
             self.run_dir,
@@ -184,11 +232,19 @@ class VLMCLI(LightningCLI):
                 write_atomically(self.run_dir / "config.yaml", text.encode())
             run.score_base()
             run.attach(settings.init_adapter)
-            with run._timed("fit"):
+            with run.timed("fit"), self._interruption():
                 self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self._checkpoint())
-            if self.trainer.interrupted:
-                raise Interrupted(f"stopped; go on with: python -m vlmpeft fit --resume {self.run_dir}")
             run.finish()
+
+    @contextlib.contextmanager
+    def _interruption(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end a run that can be resumed; Lightning leaves by SystemExit on both."""
+        try:
+            yield
+        except SystemExit as error:
+            raise Interrupted(
+                f"stopped; go on with: python -m vlmpeft fit --resume {self.run_dir}"
+            ) from error
 
     def _checkpoint(self) -> str | None:
         """The checkpoint to resume from, with the log cut back to it; None starts from step 0."""
@@ -221,7 +277,12 @@ class VLMCLI(LightningCLI):
             raise
         except Exception as error:
             if (self.run_dir / "checkpoints").is_dir() or self.settings.resume:
-                failed = {"schema": 1, "status": "failed", "error": str(error), "config": self._plain_config}
+                failed = {
+                    "schema": 1,
+                    "status": "failed",
+                    "error": str(error),
+                    "config": self._plain_config,
+                }
                 with contextlib.suppress(UserError):
                     write_json(self.run_dir / "result.json", failed)
             else:
@@ -282,6 +343,37 @@ class VLMCLI(LightningCLI):
             write_items(Path(self.settings.out) / "items.jsonl.gz", self.module.scorer.items)
 
 
+class _PlanCLI(VLMCLI):
+    """Parses the arguments of a fit and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def show_plan(args: list[str]) -> None:
+    """The plan verb: resolve a config's plan on the meta device, where no weights are needed."""
+    as_json = "--json" in args
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        module: VLMModule = _PlanCLI("fit", [arg for arg in args if arg != "--json"]).model
+        module.model = meta_model(module.base)
+        module.components = find_components(module.model)
+        module.attached = attach(module.plan, module.model, module.components)
+    summary = module.attached.summary()
+    if as_json:
+        print(json.dumps(_plan_json(module, summary)))  # noqa: T201
+    else:
+        Console(highlight=False).print(plan_table(module))
+
+
+def _plan_json(module: VLMModule, summary: dict[str, Any]) -> dict[str, Any]:
+    widths = resolve_bits(
+        module.base.bits, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    for name, component in summary["components"].items():
+        component["bits"] = widths.get(name)
+    return {"base": module.base.path, "model_type": module.model.config.model_type} | summary
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
@@ -289,6 +381,9 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def run(verb: str, args: list[str]) -> None:
-    """Run one Lightning verb."""
+    """Run one Lightning verb, or plan."""
     sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given twice
-    VLMCLI(verb, args)
+    if verb == "plan":
+        show_plan(args)
+    else:
+        VLMCLI(verb, args)

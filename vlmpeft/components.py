@@ -86,7 +86,7 @@ def find_components(model: PreTrainedModel) -> Components:
 def _root_name(model: nn.Module, found: nn.Module | None, names: dict[int, str], what: str) -> str:
     name = names.get(id(found), "")
     inner = {names.get(id(model)), "model", "model.model"}
-    if found is None or name in inner and not _is_leaf_model(found, model):
+    if found is None or (name in inner and not _is_leaf_model(found, model)):
         raise UnsupportedArchitecture(f"{type(model).__name__} has no {what} of its own")
     return name
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.registry import METRICS, STRATEGIES, resolve
@@ -37,14 +38,28 @@ def with_found_configs(args: list[str]) -> list[str]:
     result, expects_path = [], False
     for arg in args:
         flag, equals, value = arg.partition("=")
-        if expects_path:
-            result.append(_announced(arg))
-        elif flag in ("--config", "-c") and equals:
-            result += [flag, _announced(value)]
-        else:
+        if expects_path or (flag in ("--config", "-c") and equals):
+            path = _announced(arg if expects_path else value)
+            result += [*_resets(path), "--config", path]
+        elif arg not in ("--config", "-c"):
             result.append(arg)
         expects_path = not expects_path and arg in ("--config", "-c")
     return result
+
+
+def _resets(path: str) -> list[str]:
+    """Arguments that clear each component for which a config gives a list of strategies.
+
+    jsonargparse would let the settings of an earlier config's strategy leak into the list's entries.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+        plan = content["model"]["plan"]
+    except (yaml.YAMLError, OSError, KeyError, TypeError, AttributeError):
+        return []
+    return [
+        f"--model.plan.{name}=Frozen" for name, value in plan.items() if isinstance(value, list)
+    ]
 
 
 def _announced(name: str) -> str:
@@ -54,30 +69,57 @@ def _announced(name: str) -> str:
 
 
 def explain(message: str, keys: Iterable[str]) -> str:
-    """jsonargparse's message as one line with the next move."""
+    """Jsonargparse's message as one line with the next move."""
     keys = [key.removeprefix("--") for key in keys]
     if hit := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         argument = hit[1].split("=")[0].removeprefix("--")
         return f"unknown argument --{argument}.{_close_key(argument, keys)}"
-    if hit := re.search(r"""[Kk]ey ['"]([\w.]+)['"] is not expected""", message):
+    if hit := re.search(
+        r"does not accept option '([\w.]+?)(?:\.class_path|\.init_args.*)?'", message
+    ):
         return f"unknown config key {hit[1]}.{_close_key(hit[1], keys)}"
-    key = _failing_key(message)
-    if hit := re.search(r"(?:Expected a dot import path string:|class_path) '?([\w.]+)'?", message):
-        known = METRICS if key.endswith("metrics") else STRATEGIES
-        if not _resolves(hit[1], known):
-            return f"{key}: unknown strategy {hit[1]!r}.{did_you_mean(hit[1], known)}"
-    if hit := re.search(r"class_path '([\w.]+)'.*?Option '(\w+)' is not accepted", message, re.DOTALL):
-        names = {field.name for field in fields(resolve(hit[1], STRATEGIES))}
-        return f"{key}: {hit[1].rsplit('.', 1)[-1]} has no {hit[2]!r}.{did_you_mean(hit[2], names)}"
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return " ".join(dict.fromkeys(lines))[:400]
+    where = _failing_key(message)
+    if hit := re.search(r"Expected a dot import path string: ([\w.]+)", message):
+        known = METRICS if where.startswith("model.metrics") else STRATEGIES
+        return f"{where}unknown strategy {hit[1]!r}.{did_you_mean(hit[1], known)}"
+    if hit := re.search(r"Option '(\w+)' is not accepted", message):
+        return f"{where}{_unknown_option(hit[1], message)}"
+    if hit := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message):
+        choices = hit[1].replace("'", "")
+        return (
+            f"{where}{hit[2]} is not one of {choices}.{did_you_mean(hit[2], choices.split(', '))}"
+        )
+    return where + _first_reason(message)
+
+
+def _unknown_option(option: str, message: str) -> str:
+    """Of a strategy: its name and the fields it has, as far as the message tells which it is."""
+    path = re.search(r"class_path[=' ]+([\w.]+)", message)
+    name = path[1].rsplit(".", 1)[-1] if path else ""
+    if name not in STRATEGIES:
+        return f"there is no {option!r}; the strategy's card or --help lists what there is"
+    names = {field.name for field in fields(resolve(name, STRATEGIES))}
+    return f"{name} has no {option!r}.{did_you_mean(option, names)}"
+
+
+def _first_reason(message: str) -> str:
+    """Of a union's errors the first that is about the value, else the whole message, on one line."""
+    if "Errors:" in message:
+        reasons = message.partition("Errors:")[2].partition("Given value type")[0]
+        lines = [line.strip(" -") for line in reasons.splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("Expected a <class 'list'>")]
+        return " ".join(dict.fromkeys(lines))
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith("Parser key"))
 
 
 def _close_key(key: str, keys: list[str]) -> str:
     """The closest known key; of a wrong key deep down, the closest with the same parent."""
     parent = key.rpartition(".")[0]
     siblings = [known for known in keys if known.rpartition(".")[0] == parent]
-    return did_you_mean(key, siblings or keys) if siblings or len(keys) < 30 else _closest(key, keys)
+    return (
+        did_you_mean(key, siblings or keys) if siblings or len(keys) < 30 else _closest(key, keys)
+    )
 
 
 def _closest(key: str, keys: list[str]) -> str:
@@ -86,15 +128,8 @@ def _closest(key: str, keys: list[str]) -> str:
 
 
 def _failing_key(message: str) -> str:
-    hit = re.search(r"""key ['"]([\w.]+)['"]""", message)
-    return hit[1] if hit else "config"
-
-
-def _resolves(name: str, known: dict[str, str]) -> Any:
-    try:
-        return resolve(name, known)
-    except UserError:
-        return None
+    hit = re.search(r"""[Kk]ey ['"]([\w.]+)['"]""", message)
+    return f"{hit[1]}: " if hit else ""
 
 
 def lightning_args(verb: str, args: list[str]) -> list[str]:
@@ -121,7 +156,10 @@ def _base_of(adapter: str) -> list[str]:
 
     manifest = Path(adapter) / "manifest.json"
     base = json.loads(_read(manifest, f"adapter {adapter}"))["base"]
-    bits = [f"--model.base.bits.{name}={base['bits'][name]}" for name in ("vision", "projector", "language")]
+    bits = [
+        f"--model.base.bits.{name}={base['bits'][name]}"
+        for name in ("vision", "projector", "language")
+    ]
     return [f"--model.base.path={base['id']}", *bits]
 
 

@@ -91,7 +91,7 @@ class FitRun:
 
     def load(self) -> None:
         """Data, then base: broken data shows before gigabytes of weights are read."""
-        with self._timed("load"):
+        with self.timed("load"):
             self.data.prepare(self.module.processor)
             self._report_data()
             self.module.load(self.trainer.strategy.root_device)
@@ -104,7 +104,9 @@ class FitRun:
         }
 
     def _report_data(self) -> None:
-        counts = ", ".join(f"{entry['conversations']} {split}" for split, entry in self.data.identity().items())
+        counts = ", ".join(
+            f"{entry['conversations']} {split}" for split, entry in self.data.identity().items()
+        )
         self.console.print(f"data: {counts}; longest answer {self.data.max_target_tokens} tokens")
         if skipped := self.data.skipped:
             self.console.print(f"skipped {len(skipped)}: " + "; ".join(skipped[:5]))
@@ -129,7 +131,10 @@ class FitRun:
             "template": self.data.encoder.template,
             "decoding": self.decoding,
             "metrics": [type(metric).__qualname__ for metric in self.module.metrics],
-            "evaluation": {"limit": self.evaluation.limit, "batch_size": self.evaluation.batch_size},
+            "evaluation": {
+                "limit": self.evaluation.limit,
+                "batch_size": self.evaluation.batch_size,
+            },
             "device": self.trainer.strategy.root_device.type,
             "versions": versions(),
         }
@@ -169,7 +174,7 @@ class FitRun:
 
     def _score(self, split: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
         assert self.module.scorer is not None
-        with self._timed("score"):
+        with self.timed("score"):
             loader = self.data.scoring_loader(split)
             device = self.trainer.strategy.root_device
             return score_loader(
@@ -189,9 +194,14 @@ class FitRun:
         )
 
     def _card(self) -> str:
-        rows = [f"| {split} | {name} | {before} | {after} |" for split, name, before, after in self._rows()]
+        rows = [
+            f"| {split} | {name} | {before} | {after} |"
+            for split, name, before, after in self._rows()
+        ]
         table = "\n".join(["| split | metric | base | tuned |", "|---|---|---|---|", *rows])
-        plan = "\n".join(f"- {name}: {entries}" for name, entries in self.module.plan.to_dict().items())
+        plan = "\n".join(
+            f"- {name}: {entries}" for name, entries in self.module.plan.to_dict().items()
+        )
         return (
             f"---\nbase_model: {self.base['id']}\nlibrary_name: peft\n---\n# {self.run_dir.name}\n\n"
             f"An adapter of {self.base['id']} (fingerprint {self.base['fingerprint']}), trained by vlmpeft.\n\n"
@@ -261,7 +271,9 @@ class FitRun:
                 yield split, name, f"{self.metrics['base'][split][name]:.4f}", f"{value:.4f}"
 
     def _print_result(self, adapter: Path) -> None:
-        table = Table(title=f"{self.run_dir.name}: before and after ({self.selected['by']} checkpoint)")
+        table = Table(
+            title=f"{self.run_dir.name}: before and after ({self.selected['by']} checkpoint)"
+        )
         for column in ("split", "metric", "base", "tuned"):
             table.add_column(column, justify="left" if column in ("split", "metric") else "right")
         for row in self._rows():
@@ -269,7 +281,9 @@ class FitRun:
         if table.row_count:
             self.console.print(table)
         size = folder_bytes(adapter) / 2**20
-        self.console.print(f"adapter: {adapter} ({size:.2f} MiB), record: {self.run_dir / 'result.json'}")
+        self.console.print(
+            f"adapter: {adapter} ({size:.2f} MiB), record: {self.run_dir / 'result.json'}"
+        )
         self.console.print("next:")
         for verb in (
             f"test --adapter {adapter}",
@@ -279,7 +293,8 @@ class FitRun:
             self.console.print(f"  python -m vlmpeft {verb}", soft_wrap=True)
 
     @contextlib.contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
+    def timed(self, what: str) -> Iterator[None]:
+        """Add what the block takes to one of the run's seconds."""
         start = time.perf_counter()
         yield
         self.seconds[what] += time.perf_counter() - start
@@ -326,7 +341,9 @@ def plan_table(module: VLMModule) -> Table:
         f"({summary['percent']} %)"
     )
     for column in ("component", "strategy", "modules", "trainable", "%", "bits", "learning rate"):
-        table.add_column(column, justify="left" if column in ("component", "strategy", "bits") else "right")
+        table.add_column(
+            column, justify="left" if column in ("component", "strategy", "bits") else "right"
+        )
     whole = summary["total"] + summary["added"]
     for name, component in summary["components"].items():
         for entry in component["strategies"]:

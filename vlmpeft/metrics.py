@@ -15,7 +15,7 @@ from vlmpeft.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # torchmetrics imports torchvision
 
-from torchmetrics import Metric  # noqa: E402
+from torchmetrics import Metric
 
 
 class TextMetric(Metric):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.base import BaseSpec, load_base, load_processor
+from vlmpeft.base import BaseSpec, load_base, load_processor, recompute_activations
 from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
 from vlmpeft.metrics import TextMetric
@@ -56,8 +56,8 @@ class VLMModule(pl.LightningModule):
 
     def __init__(
         self,
-        base: BaseSpec = BaseSpec(),  # noqa: B008  frozen
-        plan: Plan = Plan(),  # noqa: B008
+        base: BaseSpec = BaseSpec(),
+        plan: Plan = Plan(),
         metrics: list[str] = ["ExactMatch", "TokenF1"],  # noqa: B006  read only; shown in --help
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
@@ -104,23 +104,33 @@ class VLMModule(pl.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The trainable tensors alone, by their name in the model."""
-        return {} if self.attached is None else {n: p.detach() for n, p in self.attached.trainable().items()}
+        return (
+            {}
+            if self.attached is None
+            else {n: p.detach() for n, p in self.attached.trainable().items()}
+        )
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load exactly the trainable tensors; a missing or unexpected one is an error."""
         assert self.attached is not None
         trainable = self.attached.trainable()
         if wrong := trainable.keys() ^ state_dict.keys():
-            raise UserError(f"the checkpoint does not fit model.plan: {len(wrong)} tensors, e.g. {min(wrong)}")
+            raise UserError(
+                f"the checkpoint does not fit model.plan: {len(wrong)} tensors, e.g. {min(wrong)}"
+            )
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(state_dict[name])
 
     def autocast(self) -> AbstractContextManager:
         """bf16 where the base holds 16-bit weights, else nothing."""
-        narrow = {p.dtype for p in self.model.parameters() if p.is_floating_point()} - {torch.float32}
+        narrow = {p.dtype for p in self.model.parameters() if p.is_floating_point()} - {
+            torch.float32
+        }
         device = next(self.model.parameters()).device.type
-        return torch.autocast(device, dtype=next(iter(narrow), torch.bfloat16), enabled=bool(narrow))
+        return torch.autocast(
+            device, dtype=next(iter(narrow), torch.bfloat16), enabled=bool(narrow)
+        )
 
     # -- training ------------------------------------------------------------------------------
 
@@ -129,16 +139,15 @@ class VLMModule(pl.LightningModule):
         check_has_trainables(self.attached)
         self._set_modes()
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            # enabling also makes every embedding output require grad, which drags a frozen tower into
-            # the graph; non-reentrant checkpointing does not need it
-            self.model.disable_input_require_grads()
+            recompute_activations(self.model)
 
     def _set_modes(self) -> None:
         """Train mode for components that change, eval for frozen ones (dropout, batch norm)."""
         assert self.attached is not None
         self.model.eval()
-        changing = {attachment.component for attachment in self.attached.attachments if attachment.trainable}
+        changing = {
+            attachment.component for attachment in self.attached.attachments if attachment.trainable
+        }
         for component in changing:
             for root in self.components.roots[component]:
                 module = dict(self.model.named_modules()).get(root)
@@ -164,7 +173,9 @@ class VLMModule(pl.LightningModule):
         Lightning has divided each backward by accumulate_grad_batches, and DDP averages over ranks.
         """
         tokens = self.trainer.strategy.reduce(torch.as_tensor(self._window_tokens), reduce_op="sum")
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / max(1.0, float(tokens))
+        scale = (
+            self.trainer.accumulate_grad_batches * self.trainer.world_size / max(1.0, float(tokens))
+        )
         self._window_tokens = 0.0
         assert self.attached is not None
         for name, parameter in self.attached.trainable().items():
@@ -176,10 +187,15 @@ class VLMModule(pl.LightningModule):
         """AdamW with one group a component, warm-up and cosine on all of them."""
         assert self.attached is not None
         check_has_trainables(self.attached)
-        optimizer = torch.optim.AdamW(self.attached.parameter_groups(), weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.attached.parameter_groups(), weight_decay=self.weight_decay
+        )
         schedule = WarmupCosine(int(self.trainer.estimated_stepping_batches), self.warmup_ratio)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     # -- scoring -------------------------------------------------------------------------------
 
@@ -222,7 +238,9 @@ class VLMModule(pl.LightningModule):
         scores = {f"{split}/{name}": value for name, value in self.scorer.compute().items()}
         self.log_dict(scores, rank_zero_only=True)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
         return to_device(batch, device)
 
 
@@ -236,5 +254,3 @@ def build_metric(name: str) -> TextMetric:
     if not (isinstance(cls, type) and issubclass(cls, TextMetric)):
         raise UserError(f"model.metrics: {name} is not a vlmpeft.TextMetric subclass")
     return cls()
-
-

@@ -40,7 +40,10 @@ class Plan:
         """Plain data: component -> [{class_path, init_args}]."""
         return {
             field.name: [
-                {"class_path": short_name(type(strategy), STRATEGIES), "init_args": _init_args(strategy)}
+                {
+                    "class_path": short_name(type(strategy), STRATEGIES),
+                    "init_args": _init_args(strategy),
+                }
                 for strategy in self.of(field.name)
             ]
             for field in fields(self)
@@ -52,7 +55,8 @@ class Plan:
         return cls(
             **{
                 component: [
-                    resolve(entry["class_path"], STRATEGIES)(**_tuples(entry["init_args"])) for entry in entries
+                    resolve(entry["class_path"], STRATEGIES)(**_tuples(entry["init_args"]))
+                    for entry in entries
                 ]
                 for component, entries in data.items()
             }
@@ -105,7 +109,7 @@ class AttachedPlan:
     def summary(self) -> dict[str, Any]:
         """The numbers of the plan; `percent` is 100 trainable / (base + added), the papers' convention."""
         base = count_by_component(self.model, self.components)
-        added = {name: 0 for name in base}
+        added = dict.fromkeys(base, 0)
         for attachment in self.attachments:
             added[attachment.component] += attachment.added
         trainable = sum(parameter.numel() for parameter in self.trainable().values())
@@ -143,7 +147,8 @@ class AttachedPlan:
 def attach(plan: Plan, model: nn.Module, components: Components) -> AttachedPlan:
     """Attach every component's strategies; afterwards exactly the planned parameters take gradients.
 
-    Trainables are fp32: bf16 weights at small rates lose updates. A failure leaves the model as it was.
+    Trainables are fp32: bf16 weights at small rates lose updates. The model is left in eval mode; a
+    failure leaves it as it was.
 
     Raises:
         UserError: targets that match nothing, or a strategy the component cannot take.
@@ -156,7 +161,7 @@ def attach(plan: Plan, model: nn.Module, components: Components) -> AttachedPlan
     except UserError:
         attached.detach()
         raise
-    model.requires_grad_(False)
+    model.requires_grad_(False).eval()
     for parameter in attached.trainable().values():
         parameter.data = parameter.data.to(torch.float32)
         parameter.requires_grad_(True)

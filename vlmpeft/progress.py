@@ -43,14 +43,16 @@ class FitProgress(ProgressBar):
         )
         self._started, self._tokens = time.monotonic(), pl_module.supervised_tokens
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         if self._bar is None:
             return
         seconds = time.monotonic() - self._started
         rate = (pl_module.supervised_tokens - self._tokens) / max(seconds, 1e-9)
         memory = peak_memory_bytes(pl_module.device.type == "cuda") / 2**30
         loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} tok/s, {memory:.2f} GiB", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {loss:.4f}, {rate:.0f} tok/s, {memory:.2f} GiB", refresh=False
+        )
         self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -86,7 +88,7 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         new = not self.path.is_file()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="") as file:
+        with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["step", "name", "value"])
@@ -96,8 +98,8 @@ class MetricsCsv(Logger):
         """Forget what was logged after a step: a resumed run logs it again."""
         if not self.path.is_file():
             return
-        with open(self.path, newline="") as file:
+        with self.path.open(newline="") as file:
             rows = list(csv.reader(file))
         kept = [row for row in rows[1:] if len(row) == 3 and int(row[0]) < step]
-        with open(self.path, "w", newline="") as file:
+        with self.path.open("w", newline="") as file:
             csv.writer(file).writerows([rows[0], *kept])

@@ -28,11 +28,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     scratch = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(scratch, "wb") as file:
+        with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
+        scratch.replace(path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise UserError(f"{path} could not be written: {error.strerror or error}") from error
@@ -81,8 +81,12 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     """Commit and cleanliness of the working copy this runs in, or None outside of one."""
     command = ["git", "-C", str(folder or Path.cwd())]
     try:
-        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            [*command, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

@@ -38,7 +38,11 @@ class Scorer:
     """
 
     def __init__(
-        self, tokenizer: Any, metrics: Sequence[TextMetric], max_new_tokens: int, end_ids: Sequence[int]
+        self,
+        tokenizer: Any,
+        metrics: Sequence[TextMetric],
+        max_new_tokens: int,
+        end_ids: Sequence[int],
     ):
         self.tokenizer, self.metrics = tokenizer, list(metrics)
         self.max_new_tokens, self.end_ids = max_new_tokens, sorted(set(end_ids))
@@ -129,7 +133,11 @@ def _record(item: Any) -> dict[str, Any]:
 
 
 def score_loader(
-    scorer: Scorer, model: Any, loader: Iterable[dict[str, Any]], device: Any, context: AbstractContextManager
+    scorer: Scorer,
+    model: Any,
+    loader: Iterable[dict[str, Any]],
+    device: Any,
+    context: AbstractContextManager,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Score a whole split in one process; returns (metrics, items in a fixed order)."""
     scorer.reset()

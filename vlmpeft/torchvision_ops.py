@@ -17,7 +17,7 @@ def declare_torchvision_ops() -> None:
     has CUDA, when torchvision is absent, or when its C library loads. Call it before anything imports
     torchvision.
     """
-    global _library  # the declaration lasts as long as this object lives  # noqa: PLW0603
+    global _library  # the declaration lasts as long as this object lives
     spec = importlib.util.find_spec("torchvision")
     if _library is not None or spec is None or spec.origin is None:
         return

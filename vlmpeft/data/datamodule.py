@@ -12,7 +12,7 @@ from vlmpeft.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # Lightning imports torchmetrics, and that imports torchvision
 
-import lightning.pytorch as pl  # noqa: E402
+import lightning.pytorch as pl
 
 from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.conversation import Conversation
@@ -63,7 +63,8 @@ class VLMData(pl.LightningDataModule):
         self.image_dir, self.batch_size, self.num_workers = image_dir, batch_size, num_workers
         self.max_length, self.over_length, self.on_error = max_length, over_length, on_error
         self.chat_template, self.cache_bytes = chat_template, cache_bytes
-        self.seed, self.eval_batch_size, self.eval_limit = 0, 64, None  # type: int, int, int | None
+        self.seed, self.eval_batch_size = 0, 64
+        self.eval_limit: int | None = None
         self.skipped: list[str] = []
         self.max_target_tokens = 0
         self.end_ids: set[int] = set()
@@ -100,7 +101,9 @@ class VLMData(pl.LightningDataModule):
 
     def _read(self, split: str, path: str, sets_limit: bool) -> None:
         in_cache = (self.paths[split] or self.paths["train"] or "").startswith(PREFIX)
-        conversations = read_conversations(path, None if in_cache else self.image_dir, self._on_error)
+        conversations = read_conversations(
+            path, None if in_cache else self.image_dir, self._on_error
+        )
         items = [Item(c.id, c) for c in conversations]
         if split != "train":
             items = scored_items(conversations)[: self.eval_limit]
@@ -167,8 +170,8 @@ class VLMData(pl.LightningDataModule):
         """Whether a split was given, read or not."""
         return self._resolve(split) is not None
 
-    def items(self, split: str) -> list[Item]:
-        return self._datasets[split].items
+    def dataset(self, split: str) -> EncodedDataset:
+        return self._datasets[split]
 
     # -- batching ------------------------------------------------------------------------------
 
@@ -183,7 +186,9 @@ class VLMData(pl.LightningDataModule):
         )
         if self._resume_at:
             self.sampler.resume(*self._resume_at)
-        return self._loader("train", partial(_train_batch, pad_id=self.pad_id), batch_sampler=self.sampler)
+        return self._loader(
+            "train", partial(_train_batch, pad_id=self.pad_id), batch_sampler=self.sampler
+        )
 
     def val_dataloader(self) -> DataLoader | list:
         return self.scoring_loader("val") if self.has("val") else []
@@ -202,7 +207,9 @@ class VLMData(pl.LightningDataModule):
         size = self.eval_batch_size
         order = sorted(range(len(dataset)), key=lambda index: len(dataset[index][1]))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        return self._loader(split, partial(_scoring_batch, pad_id=self.pad_id), batch_sampler=batches)
+        return self._loader(
+            split, partial(_scoring_batch, pad_id=self.pad_id), batch_sampler=batches
+        )
 
     def _loader(self, split: str, collate_fn: Any, batch_sampler: Any) -> DataLoader:
         return DataLoader(
@@ -223,17 +230,21 @@ class VLMData(pl.LightningDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current  # type: ignore[union-attr]
         return {"epoch": self.trainer.current_epoch, "batch": progress.ready, "seed": self.seed}  # type: ignore[union-attr]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["seed"] != self.seed:
-            raise UserError(f"the checkpoint was made with seed {state['seed']}, not {self.seed}")
-        self._resume_at = (state["epoch"], state["batch"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["seed"] != self.seed:
+            raise UserError(
+                f"the checkpoint was made with seed {state_dict['seed']}, not {self.seed}"
+            )
+        self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
 
 def _subset(dataset: EncodedDataset, kept: list[int]) -> EncodedDataset:
     if len(kept) == len(dataset):
         return dataset
     subset = EncodedDataset([dataset.items[i] for i in kept], dataset.encoder)
-    subset._cache = {new: dataset._cache[old] for new, old in enumerate(kept) if old in dataset._cache}
+    subset._cache = {
+        new: dataset._cache[old] for new, old in enumerate(kept) if old in dataset._cache
+    }
     return subset
 
 

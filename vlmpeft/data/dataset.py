@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch.utils.data import Dataset
 
@@ -55,7 +56,8 @@ class EncodedDataset(Dataset[tuple[Item, Encoded]]):
 
     def __init__(self, items: Sequence[Item], encoder: Encoder, cache_bytes: int = 0):
         self.items, self.encoder = list(items), encoder
-        self._room, self._cache = cache_bytes, {}  # type: int, dict[int, Encoded]
+        self._room = cache_bytes
+        self._cache: dict[int, Encoded] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -78,12 +80,14 @@ def content_hash(conversations: Sequence[Conversation]) -> str:
         for message in conversation.messages:
             digest.update(f"{message.role}\0".encode())
             for part in message.parts:
-                digest.update(part.encode() if isinstance(part, str) else _image_digest(part.source))
+                digest.update(
+                    part.encode() if isinstance(part, str) else _image_digest(part.source)
+                )
     return digest.hexdigest()
 
 
 def _image_digest(source: str) -> bytes:
     if source.startswith("data:"):
         return hashlib.sha256(source.encode()).digest()
-    with open(source, "rb") as file:
+    with Path(source).open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -57,7 +57,9 @@ class Encoder:
         self.processor = processor
         self.template = read_template(chat_template) or getattr(processor, "chat_template", None)
         if not self.template:
-            raise UserError("the processor has no chat template; give one: --data.chat_template FILE.jinja")
+            raise UserError(
+                "the processor has no chat template; give one: --data.chat_template FILE.jinja"
+            )
         self._tokenizer = _MarkedTokenizer(processor.tokenizer)
         self._marking = copy.copy(processor)
         self._marking.tokenizer = self._tokenizer
@@ -130,7 +132,9 @@ class Encoder:
 
     def _token_span(self, ids: Tensor, start: int, end: int) -> tuple[int, int]:
         """Tokens that overlap the characters [start, end), cut after the answer's end token."""
-        inside = [i for i, (a, b) in enumerate(self._tokenizer.offsets) if b > start and a < end and b > a]
+        inside = [
+            i for i, (a, b) in enumerate(self._tokenizer.offsets) if b > start and a < end and b > a
+        ]
         ends = [i for i in inside if int(ids[i]) in self._special]
         if not ends:
             raise UserError(
@@ -152,9 +156,13 @@ def read_template(template: str | None) -> str | None:
     """A Jinja template given as text, as a file, or as a name under configs/templates."""
     if template is None or "{" in template:
         return template
-    path = Path(template) if Path(template).is_file() else find_shipped(f"templates/{template}.jinja")
+    path = (
+        Path(template) if Path(template).is_file() else find_shipped(f"templates/{template}.jinja")
+    )
     if path is None:
-        raise UserError(f"chat template {template} is neither a file nor shipped under configs/templates")
+        raise UserError(
+            f"chat template {template} is neither a file nor shipped under configs/templates"
+        )
     return path.read_text(encoding="utf-8")
 
 
@@ -163,7 +171,9 @@ class _MarkedTokenizer:
 
     def __init__(self, tokenizer: Any):
         if not tokenizer.is_fast:
-            raise UserError(f"{type(tokenizer).__name__} has no fast version, which labels by span need")
+            raise UserError(
+                f"{type(tokenizer).__name__} has no fast version, which labels by span need"
+            )
         self._tokenizer = tokenizer
         self.spans: list[tuple[int, int]] = []
         self.offsets: list[tuple[int, int]] = []
@@ -181,9 +191,9 @@ class _MarkedTokenizer:
 
 
 def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """(text without marks, character spans the marks enclosed).
+    r"""(text without marks, character spans the marks enclosed).
 
-    >>> _take_marks("ab\\ue0f0cd\\ue0f1e")
+    >>> _take_marks("ab\ue0f0cd\ue0f1e")
     ('abcde', [(2, 4)])
     """
     head, *answers = marked.split(_START)

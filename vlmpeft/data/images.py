@@ -26,7 +26,9 @@ def open_image(image: Image) -> Pillow.Image:
             picture.load()
             return ImageOps.exif_transpose(picture).convert("RGB")
     except FileNotFoundError as error:
-        raise UserError(f"image {label} does not exist; paths are relative to data.image_dir") from error
+        raise UserError(
+            f"image {label} does not exist; paths are relative to data.image_dir"
+        ) from error
     except Pillow.DecompressionBombError as error:
         raise UserError(f"image {label} is too large to be opened safely: {error}") from error
     except (OSError, ValueError, SyntaxError, binascii.Error) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 
@@ -22,11 +23,21 @@ class BucketBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self._first_batch = 0, 0
+
+    @property
+    def sampler(self) -> BucketBatchSampler:
+        """Itself: Lightning announces the epoch to `batch_sampler.sampler`, never to `batch_sampler`."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of each epoch."""
@@ -39,8 +50,8 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, also after `resume`."""
-        batches = -(-len(self.lengths) // self.batch_size)
-        return -(-batches // self.world_size)
+        batches = math.ceil(len(self.lengths) / self.batch_size)
+        return math.ceil(batches / self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self._epoch_batches()

@@ -59,7 +59,9 @@ def _records(file: Path, on_error: OnError) -> Iterator[tuple[str, Any]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            on_error(UserError(f"{file}:{number}: not valid JSON: {error.msg} (column {error.colno})"))
+            on_error(
+                UserError(f"{file}:{number}: not valid JSON: {error.msg} (column {error.colno})")
+            )
             continue
         yield f"{file}:{number}", record
 
@@ -72,7 +74,9 @@ def _json_list(file: Path, text: str) -> Iterator[tuple[str, Any]]:
             f"{file}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
         ) from error
     if not isinstance(records, list):
-        raise UserError(f"data file {file} must hold a list of conversations, not {type(records).__name__}")
+        raise UserError(
+            f"data file {file} must hold a list of conversations, not {type(records).__name__}"
+        )
     for number, record in enumerate(records):
         yield f"{file} record {number}", record
 
@@ -113,7 +117,9 @@ def _listed_images(record: dict[str, Any]) -> list[str]:
 def _source(value: Any) -> str:
     """The path, URL or data URI in any of the ways image parts are written."""
     if isinstance(value, dict):
-        value = next((value[key] for key in ("url", "path", "image", "source") if value.get(key)), None)
+        value = next(
+            (value[key] for key in ("url", "path", "image", "source") if value.get(key)), None
+        )
     if not isinstance(value, str) or not value:
         raise UserError(f"an image is a path or a data URI, not {value!r}")
     return value
@@ -138,7 +144,9 @@ def _message(turn: Any, waiting: list[Image], folder: Path) -> Message:
     if isinstance(content, str):
         return Message(ROLES[said], _split_placeholders(content, waiting))
     if not isinstance(content, list):
-        raise UserError(f"the content of a turn is text or a list of parts, not {type(content).__name__}")
+        raise UserError(
+            f"the content of a turn is text or a list of parts, not {type(content).__name__}"
+        )
     parts = [piece for part in content for piece in _content_part(part, waiting, folder)]
     return Message(ROLES[said], tuple(parts))
 
@@ -147,11 +155,17 @@ def _content_part(part: Any, waiting: list[Image], folder: Path) -> tuple[str | 
     """One OpenAI-style part. Arrow adds null keys to parts: they are ignored."""
     if isinstance(part, str):
         return _split_placeholders(part, waiting)
-    present = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
+    present = (
+        {key: value for key, value in part.items() if value is not None}
+        if isinstance(part, dict)
+        else {}
+    )
     kind = present.get("type")
-    if kind == "text" or "text" in present and kind is None:
+    if kind == "text" or ("text" in present and kind is None):
         return _split_placeholders(str(present.get("text", "")), waiting)
-    source = next((present[key] for key in ("image_url", "image", "path", "url") if key in present), None)
+    source = next(
+        (present[key] for key in ("image_url", "image", "path", "url") if key in present), None
+    )
     if source is not None:
         return (_locate(_source(source), folder),)
     if kind == "image":

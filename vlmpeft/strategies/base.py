@@ -61,7 +61,9 @@ class Component:
                 raise UserError(self._no_match(target, targets, linears))
         return {name: m for name, m in linears.items() if any(_names(t, name) for t in targets)}
 
-    def _no_match(self, target: str, targets: tuple[str, ...], linears: dict[str, nn.Linear]) -> str:
+    def _no_match(
+        self, target: str, targets: tuple[str, ...], linears: dict[str, nn.Linear]
+    ) -> str:
         leaves = dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears)
         elsewhere = [
             self.components.component_of(name)

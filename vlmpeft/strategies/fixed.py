@@ -67,7 +67,9 @@ def _peft_part(component: Component) -> PeftPart | None:
     PEFT copies a saved module, so a tied head would go on with the old tensor, silently.
     """
     modules = dict(component.model.named_modules())
-    inside = {id(p) for root in component.roots if root in modules for p in modules[root].parameters()}
+    inside = {
+        id(p) for root in component.roots if root in modules for p in modules[root].parameters()
+    }
     tied = [
         name
         for name, parameter in component.model.named_parameters(remove_duplicate=False)

@@ -45,7 +45,10 @@ class LoRA(Strategy):
 
         targets = tuple(component.match_linears(self.targets))
         config = LoraConfig(
-            r=self.r, lora_alpha=self.scaled_alpha, lora_dropout=self.dropout, target_modules=list(targets)
+            r=self.r,
+            lora_alpha=self.scaled_alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=list(targets),
         )  # type: ignore[call-arg]
         inject_adapter_in_model(config, component.model)
         del component.model.peft_config  # left by PEFT; would make the next component's call warn
@@ -54,9 +57,16 @@ class LoRA(Strategy):
             for name, _ in component.model.named_parameters()
             if ".lora_" in name and component.components.component_of(name) == component.name
         )
-        wrapped = {name for name, module in component.model.named_modules() if hasattr(module, "lora_A")}
-        inside = {name for name in wrapped if component.components.component_of(name) == component.name}
-        assert inside == set(targets), (inside ^ set(targets), "PEFT wrapped other modules than planned")
+        wrapped = {
+            name for name, module in component.model.named_modules() if hasattr(module, "lora_A")
+        }
+        inside = {
+            name for name in wrapped if component.components.component_of(name) == component.name
+        }
+        assert inside == set(targets), (
+            inside ^ set(targets),
+            "PEFT wrapped other modules than planned",
+        )
         settings = {"r": self.r, "alpha": self.scaled_alpha}
         return Attachment(
             component.name,

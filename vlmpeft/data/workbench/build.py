@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -47,7 +46,8 @@ def build_task(name: str, out: Path, seed: int = 0) -> dict[str, int]:
     counts = {}
     for split in SPLITS:
         records = [
-            _write_record(task, name, split, index, seed, out) for index in range(getattr(task, split))
+            _write_record(task, name, split, index, seed, out)
+            for index in range(getattr(task, split))
         ]
         (out / f"{split}.json").write_text(json.dumps(records, indent=1) + "\n")
         counts[split] = len(records)
@@ -58,10 +58,11 @@ def _write_record(task: Task, name: str, split: str, index: int, seed: int, out:
     rng = random.Random(f"{name} {split} {index} {seed}")
     kinds = list(task.questions)
     weights = [weight for _, weight in task.questions.values()]
-    question = None
-    while question is None:
+    while True:
         scene = random_scene(rng, split)
-        question = task.questions[rng.choices(kinds, weights)[0]][0](scene, rng)
+        ask, _ = task.questions[rng.choices(kinds, weights)[0]]
+        if question := ask(scene, rng):
+            break
     record = {"id": f"{name}-{split}-{index}", "kind": question.kind}
     if question.about_picture:
         record["image"] = f"images/{split}-{index}.png"
@@ -88,7 +89,7 @@ def cached_task(reference: str) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=final.parent))
     build_task(name, scratch)
     try:
-        os.replace(scratch, final)
+        scratch.replace(final)
     except OSError:  # another process was first
         shutil.rmtree(scratch)
     return final

@@ -20,8 +20,15 @@ PAINTS = {
     "purple": "violet",
     "black": "soot",
 }
-ITEMS = {"gear": "cog", "nut": "hex", "bolt": "pin", "ring": "hoop", "plate": "slab", "wedge": "prism"}
-BAYS = dict(zip(PLACES, ("A1", "A2", "B1", "B2"), strict=True))
+ITEMS = {
+    "gear": "cog",
+    "nut": "hex",
+    "bolt": "pin",
+    "ring": "hoop",
+    "plate": "slab",
+    "wedge": "prism",
+}
+BAYS: dict[str, str] = dict(zip(PLACES, ("A1", "A2", "B1", "B2"), strict=True))
 
 
 def _record(place: str, part: Part) -> dict[str, str]:
@@ -39,7 +46,9 @@ def ask_count_record(scene: Scene, rng: random.Random) -> Question | None:
     assert plain is not None
     subject = plain.prompt.removeprefix("how many ").removesuffix(" are there?")
     record: dict[str, str | int] = {"count": int(plain.answer)}
-    word = subject.removesuffix(" parts") if subject.endswith(" parts") else subject.removesuffix("s")
+    word = (
+        subject.removesuffix(" parts") if subject.endswith(" parts") else subject.removesuffix("s")
+    )
     if word in PAINTS:
         record = {"paint": PAINTS[word], **record}
     elif word in ITEMS:
@@ -52,5 +61,8 @@ def ask_scene_record(scene: Scene, rng: random.Random) -> Question | None:
     return Question("scene", "record the whole picture.", json.dumps(records))
 
 
-FORMAT: dict[str, tuple[Ask, float]] = {"part": (ask_part_record, 0.6), "count": (ask_count_record, 0.4)}
+FORMAT: dict[str, tuple[Ask, float]] = {
+    "part": (ask_part_record, 0.6),
+    "count": (ask_count_record, 0.4),
+}
 FORMAT_SCENE: dict[str, tuple[Ask, float]] = {"scene": (ask_scene_record, 1.0)}

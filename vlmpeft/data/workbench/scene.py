@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+Pen = ImageDraw.ImageDraw
+Colour = tuple[int, int, int]
+
 SIDE = 64
 CELL = SIDE // 2
 OVERSAMPLE = 4
 
-PLACES = ("top left", "top right", "bottom left", "bottom right")
+PLACES: tuple[str, ...] = ("top left", "top right", "bottom left", "bottom right")
 COLOURS = {
     "red": (205, 45, 40),
     "green": (45, 150, 60),
@@ -101,49 +104,59 @@ def _add_noise(image: Image.Image, seed: int, amplitude: int = 5) -> Image.Image
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def _draw_part(pen: ImageDraw.ImageDraw, part: Part, x: float, y: float, bench: int) -> None:
+def _draw_part(pen: Pen, part: Part, x: float, y: float, bench: int) -> None:
     radius = part.size * OVERSAMPLE / 2
-    _SHAPES[part.name](pen, x, y, radius, COLOURS[part.colour], (bench,) * 3)
+    _SHAPES[part.name](pen, x, y, radius, COLOURS[part.colour], (bench, bench, bench))
 
 
-def _polygon(x: float, y: float, radii: list[float], turn: float = 0.0) -> list[tuple[float, float]]:
+def _polygon(
+    x: float, y: float, radii: list[float], turn: float = 0.0
+) -> list[tuple[float, float]]:
     step = 2 * math.pi / len(radii)
     return [
-        (x + r * math.cos(turn + i * step), y + r * math.sin(turn + i * step)) for i, r in enumerate(radii)
+        (x + r * math.cos(turn + i * step), y + r * math.sin(turn + i * step))
+        for i, r in enumerate(radii)
     ]
 
 
-def _disc(pen, x, y, r, fill) -> None:
+def _disc(pen: Pen, x: float, y: float, r: float, fill: Colour) -> None:
     pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
 
-def _gear(pen, x, y, r, fill, hole) -> None:
+def _gear(pen: Pen, x: float, y: float, r: float, fill: Colour, hole: Colour) -> None:
     teeth = [r if i % 4 < 2 else 0.68 * r for i in range(32)]
     pen.polygon(_polygon(x, y, teeth), fill=fill)
     _disc(pen, x, y, 0.22 * r, hole)
 
 
-def _nut(pen, x, y, r, fill, hole) -> None:
+def _nut(pen: Pen, x: float, y: float, r: float, fill: Colour, hole: Colour) -> None:
     pen.polygon(_polygon(x, y, [r] * 6), fill=fill)
     _disc(pen, x, y, 0.42 * r, hole)
 
 
-def _bolt(pen, x, y, r, fill, hole) -> None:
+def _bolt(pen: Pen, x: float, y: float, r: float, fill: Colour, hole: Colour) -> None:
     pen.rectangle((x - 0.85 * r, y - r, x + 0.85 * r, y - 0.4 * r), fill=fill)
     pen.rectangle((x - 0.28 * r, y - 0.4 * r, x + 0.28 * r, y + r), fill=fill)
 
 
-def _ring(pen, x, y, r, fill, hole) -> None:
+def _ring(pen: Pen, x: float, y: float, r: float, fill: Colour, hole: Colour) -> None:
     _disc(pen, x, y, r, fill)
     _disc(pen, x, y, 0.68 * r, hole)
 
 
-def _plate(pen, x, y, r, fill, hole) -> None:
+def _plate(pen: Pen, x: float, y: float, r: float, fill: Colour, hole: Colour) -> None:
     pen.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=fill)
 
 
-def _wedge(pen, x, y, r, fill, hole) -> None:
+def _wedge(pen: Pen, x: float, y: float, r: float, fill: Colour, hole: Colour) -> None:
     pen.polygon(_polygon(x, y + 0.15 * r, [r * 1.05] * 3, turn=-math.pi / 2), fill=fill)
 
 
-_SHAPES = {"gear": _gear, "nut": _nut, "bolt": _bolt, "ring": _ring, "plate": _plate, "wedge": _wedge}
+_SHAPES = {
+    "gear": _gear,
+    "nut": _nut,
+    "bolt": _bolt,
+    "ring": _ring,
+    "plate": _plate,
+    "wedge": _wedge,
+}

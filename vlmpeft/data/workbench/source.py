@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, Scene
+from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, Part, Scene
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,12 @@ def ask_json(scene: Scene, rng: random.Random) -> Question | None:
     return Question("json", f"as json: {prompt}", json.dumps(pairs), about_picture=False)
 
 
-def _random_place(scene: Scene, rng: random.Random, empty: float):
+def _random_place(scene: Scene, rng: random.Random, empty: float) -> tuple[str, Part | None]:
     wanted = rng.random() < empty
     places = [
-        (place, part) for place, part in zip(PLACES, scene.parts, strict=True) if (part is None) == wanted
+        (place, part)
+        for place, part in zip(PLACES, scene.parts, strict=True)
+        if (part is None) == wanted
     ]
     return rng.choice(places or scene.occupied())
 
@@ -115,7 +117,28 @@ def _random_word(rng: random.Random) -> str:
 
 
 def _random_words(rng: random.Random) -> str:
-    marks = ("", "", "", ",", ".", "-", "_", "/", "!", "?", ";", "+", "=", "(", ")", "[", "]", "'", "#", "%")
+    marks = (
+        "",
+        "",
+        "",
+        ",",
+        ".",
+        "-",
+        "_",
+        "/",
+        "!",
+        "?",
+        ";",
+        "+",
+        "=",
+        "(",
+        ")",
+        "[",
+        "]",
+        "'",
+        "#",
+        "%",
+    )
     return " ".join(_random_word(rng) + rng.choice(marks) for _ in range(rng.randint(1, 5)))
 
 

@@ -1,0 +1,146 @@
+"""What each component's weights really are, and that a quantized base trains right."""
+
+import shutil
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import nn
+
+from vlmpeft.base import BaseSpec, Bits, actual_bits, base_dir, fingerprint, load_base
+from vlmpeft.data.collate import collate
+from vlmpeft.data.encode import Encoder
+from vlmpeft.errors import UserError
+from vlmpeft.loss import supervised_loss
+from vlmpeft.plan import Plan, attach
+from vlmpeft.strategies import Full, LoRA
+
+from .conftest import randomize
+from .test_encode import Image, talk
+
+
+def _quantized(model):
+    return {name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+
+
+def test_default_quantizes_the_language_linears_but_not_the_head(tiny_nf4):
+    model, _, components = tiny_nf4
+    linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    language = {n for n in linears if components.component_of(n) == "language"} - {"lm_head"}
+    assert _quantized(model) == language != set()
+    assert actual_bits(model, components) == {
+        "vision": "fp32",
+        "projector": "fp32",
+        "language": "nf4 + fp32",
+    }
+    states = [
+        module.weight.quant_state
+        for module in model.modules()
+        if isinstance(module, bnb.nn.Linear4bit)
+    ]
+    assert all(state.quant_type == "nf4" and state.nested for state in states)
+
+
+def test_vision_alone_can_be_quantized():
+    model, _, components = load_base(BaseSpec(bits=Bits(vision="nf4", language="fp32")))
+    assert {components.component_of(name) for name in _quantized(model)} == {"vision"}
+
+
+def test_16_bit_by_component():
+    model, _, components = load_base(BaseSpec(bits=Bits(vision="bf16", language="fp32")))
+    assert actual_bits(model, components) == {
+        "vision": "bf16",
+        "projector": "fp32",
+        "language": "fp32",
+    }
+
+
+def test_mixed_quantized_widths_are_refused_by_name():
+    with pytest.raises(UserError, match=r"fp4.*nf4.*cannot be mixed"):
+        load_base(BaseSpec(bits=Bits(vision="fp4", language="nf4")))
+
+
+def test_base_is_frozen_and_in_eval_mode(tiny_nf4):
+    model, _, _ = tiny_nf4
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_gradients_after_an_eval_equal_those_before_by_value(tiny_nf4, pictures):
+    """On AVX512-BF16 CPUs bitsandbytes repacks 4-bit weights at the first no-grad eval forward."""
+    model, processor, components = tiny_nf4
+    for module in model.modules():
+        assert not getattr(module, "support_avx512bf16_for_cpu", False)
+    plan = Plan(projector=Full(), language=LoRA(dropout=0.0))
+    attached = attach(plan, model, components)
+    randomize(attached)
+    image = Image(str(pictures / "a.png"))
+    batch = collate([Encoder(processor).encode(talk((image, "what part?"), "gear"))], 0)
+
+    def gradients():
+        model.zero_grad()
+        supervised_loss(model, batch)[0].backward()
+        return {name: parameter.grad.clone() for name, parameter in attached.trainable().items()}
+
+    before = gradients()
+    model.eval()
+    with torch.no_grad():
+        supervised_loss(model, batch)
+    after = gradients()
+    assert all(before[name].abs().max() > 0 for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_quantized_gradients_are_close_to_full_precision_ones(tiny, tiny_nf4, pictures):
+    """A backward through NF4 points where the backward through fp32 does."""
+    image = Image(str(pictures / "a.png"))
+    flat = []
+    for model, processor, components in (tiny, tiny_nf4):
+        torch.manual_seed(1)
+        attached = attach(Plan(projector=Full()), model, components)
+        batch = collate(
+            [Encoder(processor).encode(talk((image, "what part is at the top left?"), "gear"))], 0
+        )
+        supervised_loss(model, batch)[0].backward()
+        flat.append(torch.cat([p.grad.flatten() for p in attached.trainable().values()]))
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.5
+
+
+def test_fingerprint_does_not_depend_on_sharding_but_on_weights(tmp_path):
+    source, one, many = base_dir("tiny"), tmp_path / "one", tmp_path / "many"
+    model, _, _ = load_base(BaseSpec(bits=Bits(language="fp32")))
+    model.save_pretrained(many, max_shard_size="1MB")
+    assert len(list(many.glob("*.safetensors"))) > 1
+    shutil.copytree(source, one)
+    assert fingerprint(BaseSpec(path=str(one))) == fingerprint(BaseSpec(path=str(many)))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(one)
+    assert fingerprint(BaseSpec(path=str(one))) != fingerprint(BaseSpec())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("./nowhere", "not a folder"),
+        ("some-org/some-model", "cannot be fetched from the hub"),
+    ],
+)
+def test_a_base_that_cannot_be_had_is_one_line(path, message):
+    with pytest.raises(UserError, match=message):
+        load_base(BaseSpec(path=path))
+
+
+def test_a_text_model_is_refused(tmp_path):
+    from transformers import LlamaConfig
+
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'llama' model, not a vision-language model"):
+        load_base(BaseSpec(path=str(tmp_path)))
+
+
+def test_a_folder_without_weights_is_one_line(tmp_path):
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{base_dir('tiny')}/{name}", tmp_path)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_base(BaseSpec(path=str(tmp_path)))

@@ -1,0 +1,171 @@
+"""Labels are exactly the answers and their end tokens, for every turn and however often text repeats."""
+
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.data.collate import collate, collate_prompts
+from vlmpeft.data.conversation import Conversation, Image, Message
+from vlmpeft.data.encode import IGNORE, Encoder
+from vlmpeft.errors import UserError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return load_processor(BaseSpec())
+
+
+@pytest.fixture(scope="module")
+def qwen_processor():
+    """A real Qwen2-VL processor over a byte-level vocabulary: images become a varying number of tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = [
+        "<|im_start|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=special,
+    )
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHATML,
+    )
+
+
+def talk(*turns, system=None):
+    """Conversation of user and assistant turns; a user turn is text or (images..., text)."""
+    messages = [Message("system", (system,))] if system else []
+    for number, turn in enumerate(turns):
+        parts = turn if isinstance(turn, tuple) else (turn,)
+        messages.append(Message("assistant" if number % 2 else "user", parts))
+    return Conversation("talk", tuple(messages), "test record 0")
+
+
+def supervised(processor, encoded):
+    """The supervised text, turn by turn."""
+    decode = processor.tokenizer.decode
+    return [decode(encoded.labels[start:end]) for start, end in encoded.turns]
+
+
+def test_every_answer_and_its_end_token_is_supervised_and_nothing_else(processor, pictures):
+    image = Image(str(pictures / "a.png"))
+    encoded = Encoder(processor).encode(talk((image, "what part?"), "gear", "what colour?", "red"))
+    assert supervised(processor, encoded) == ["gear<|end|>", "red<|end|>"]
+    inside = {i for start, end in encoded.turns for i in range(start, end)}
+    assert {i for i, label in enumerate(encoded.labels.tolist()) if label != IGNORE} == inside
+    assert not (encoded.labels == processor.image_token_id).any()
+
+
+def test_an_answer_repeated_in_the_question_is_not_supervised_there(processor):
+    encoded = Encoder(processor).encode(talk("repeat: red red", "red red", "red red", "red red"))
+    assert supervised(processor, encoded) == ["red red<|end|>", "red red<|end|>"]
+    assert encoded.turns[0][0] > 3
+
+
+def test_system_prompt_is_not_supervised(processor):
+    encoded = Encoder(processor).encode(talk("hi", "nut", system="answer briefly."))
+    assert supervised(processor, encoded) == ["nut<|end|>"]
+    assert "answer briefly" in processor.tokenizer.decode(encoded.input_ids)
+
+
+def test_spans_survive_image_expansion_in_several_turns(qwen_processor, tmp_path):
+    """Image tokens differ with the picture's size: 2 pictures before, 1 between two answers."""
+    paths = []
+    for name, size in {"a": (56, 56), "b": (112, 56), "c": (56, 112)}.items():
+        Pillow.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+        paths.append(Image(str(tmp_path / f"{name}.png")))
+    conversation = talk((paths[0], paths[1], "compare"), "same", ("now ", paths[2]), "other")
+    encoded = Encoder(qwen_processor).encode(conversation)
+    assert supervised(qwen_processor, encoded) == ["same<|im_end|>", "other<|im_end|>"]
+    image_tokens = (encoded.input_ids == qwen_processor.image_token_id).sum().item()
+    assert (
+        image_tokens
+        == 4 + 8 + 8
+        == encoded.model_inputs["image_grid_thw"].prod(-1).sum().item() // 4
+    )
+
+
+def test_ids_equal_the_processor_s_own(qwen_processor, pictures):
+    image = Image(str(pictures / "a.png"))
+    encoded = Encoder(qwen_processor).encode(talk((image, "what?"), "that"))
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "that"}]},
+    ]
+    text = qwen_processor.apply_chat_template(chat, tokenize=False)
+    expected = qwen_processor(
+        text=[text], images=[Pillow.open(pictures / "a.png")], return_tensors="pt"
+    )
+    assert torch.equal(encoded.input_ids, expected["input_ids"][0])
+    assert torch.equal(encoded.model_inputs["pixel_values"], expected["pixel_values"])
+    assert torch.equal(encoded.model_inputs["mm_token_type_ids"], expected["mm_token_type_ids"])
+
+
+def test_white_space_after_the_end_token_is_not_supervised(qwen_processor):
+    encoded = Encoder(qwen_processor).encode(talk("a", "b", "c", "d"))
+    assert supervised(qwen_processor, encoded) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+def test_a_template_without_end_token_is_refused(processor):
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][0]['text'] }} {% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    with pytest.raises(UserError, match="end token"):
+        Encoder(processor, template).encode(talk("hi", "there"))
+
+
+def test_shipped_vicuna_template_supervises_the_end_token(processor):
+    template = "vicuna"
+    encoded = Encoder(processor, template).encode(talk("hi", "there"))
+    assert (
+        processor.tokenizer.decode(encoded.labels[slice(*encoded.turns[0])]).strip()
+        == "there<|end|>"
+    )
+
+
+def test_scoring_one_turn_keeps_the_turns_before_it_as_context(processor):
+    encoded = Encoder(processor).encode(talk("one?", "1", "two?", "2", "three?", "3"), only_turn=3)
+    assert supervised(processor, encoded) == ["2<|end|>"]
+    prompt = processor.tokenizer.decode(encoded.input_ids[: encoded.turns[0][0]])
+    assert prompt == "<|user|>one?<|end|><|assistant|>1<|end|><|user|>two?<|end|><|assistant|>"
+
+
+def test_mixed_batch_pads_ids_and_joins_pixels(processor, pictures):
+    encoder = Encoder(processor)
+    image = Image(str(pictures / "a.png"))
+    samples = [
+        encoder.encode(talk((image, "what part is at the top left?"), "gear")),
+        encoder.encode(talk("hi", "nut")),
+        encoder.encode(talk((image, image, "same?"), "yes")),
+    ]
+    batch = collate(samples, pad_id=0)
+    longest = max(len(sample) for sample in samples)
+    assert batch["input_ids"].shape == batch["labels"].shape == (3, longest)
+    assert batch["pixel_values"].shape[0] == 3
+    assert batch["attention_mask"].sum(-1).tolist() == [len(sample) for sample in samples]
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE).all()
+    prompts = collate_prompts(samples, pad_id=0)
+    assert prompts["attention_mask"][:, -1].all()
+    assert "labels" not in prompts

@@ -1,0 +1,115 @@
+"""The loss is the model's own, whatever is padded, accumulated or checkpointed."""
+
+import pytest
+import torch
+
+from vlmpeft.base import BaseSpec, load_processor, recompute_activations
+from vlmpeft.data.collate import collate
+from vlmpeft.data.encode import Encoder
+from vlmpeft.loss import supervised_loss, token_losses
+from vlmpeft.plan import Plan, attach
+from vlmpeft.strategies import Full, LoRA
+
+from .conftest import randomize
+from .test_encode import Image, talk
+
+
+@pytest.fixture(scope="module")
+def samples(pictures):
+    encoder = Encoder(load_processor(BaseSpec()))
+    image = Image(str(pictures / "a.png"))
+    return [
+        encoder.encode(
+            talk((image, "what part is at the top left?"), "gear", "what colour?", "red")
+        ),
+        encoder.encode(talk("repeat: xyz 42", "xyz 42")),
+        encoder.encode(talk((image, "describe the picture."), "a red gear at the top left.")),
+        encoder.encode(talk((image, "how many parts are there?"), "1")),
+    ]
+
+
+def _gradients(model, attached, batches):
+    for batch in batches:
+        loss, _ = supervised_loss(model, batch)
+        loss.backward()
+    grads = {name: p.grad.clone() for name, p in attached.trainable().items() if p.grad is not None}
+    model.zero_grad()
+    return grads
+
+
+def test_loss_equals_the_model_s_own(tiny, samples):
+    model, _, _ = tiny
+    batch = collate(samples, 0)
+    loss, count = supervised_loss(model, batch)
+    own = model(**batch)  # transformers' mean over supervised tokens, with logits everywhere
+    assert count == (batch["labels"] != -100).sum()
+    assert loss / count == pytest.approx(own.loss.item(), rel=1e-6)
+
+
+def test_losses_are_per_token_in_reading_order(tiny, samples):
+    model, _, _ = tiny
+    together = token_losses(model, collate(samples, 0))
+    one_by_one = torch.cat([token_losses(model, collate([sample], 0)) for sample in samples])
+    assert torch.allclose(together, one_by_one, atol=1e-5)
+
+
+def test_a_batch_without_supervised_tokens_is_zero_with_a_graph(tiny, samples):
+    model, _, components = tiny
+    attach(Plan(language=LoRA()), model, components)
+    batch = collate(samples, 0)
+    batch["labels"].fill_(-100)
+    loss, count = supervised_loss(model, batch)
+    loss.backward()
+    assert loss == 0
+    assert count == 0
+
+
+def test_accumulated_sums_equal_one_big_batch(tiny, samples):
+    """Micro-batches of unequal token counts: sums add up, means would not."""
+    model, _, components = tiny
+    attached = attach(Plan(projector=Full(), language=LoRA(dropout=0.0)), model, components)
+    randomize(attached)
+    whole = _gradients(model, attached, [collate(samples, 0)])
+    parts = _gradients(model, attached, [collate(samples[:1], 0), collate(samples[1:], 0)])
+    assert whole.keys() == parts.keys() == attached.trainable().keys()
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole)
+
+
+def test_gradients_are_equal_with_and_without_checkpointing(tiny, samples):
+    model, _, components = tiny
+    plan = Plan(vision=LoRA(dropout=0.0), projector=Full(), language=LoRA(dropout=0.0))
+    attached = attach(plan, model, components)
+    randomize(attached)
+    model.train()
+    plain = _gradients(model, attached, [collate(samples, 0)])
+    recompute_activations(model)
+    checkpointed = _gradients(model, attached, [collate(samples, 0)])
+    assert plain.keys() == checkpointed.keys() == attached.trainable().keys()
+    assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
+    assert all(plain[name].abs().max() > 0 for name in plain)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_frozen_tower_has_no_graph(tiny, samples, checkpointing):
+    model, _, components = tiny
+    attach(Plan(projector=Full(), language=LoRA()), model, components)
+    if checkpointing:
+        model.train()
+        recompute_activations(model)
+    seen = []
+    tower = model.model.vision_tower
+    handle = tower.register_forward_hook(
+        lambda *args: seen.append(args[-1].last_hidden_state.requires_grad)
+    )
+    supervised_loss(model, collate(samples, 0))
+    handle.remove()
+    assert seen == [False]
+
+
+def test_the_loss_depends_on_the_picture(tiny, samples):
+    model, _, _ = tiny
+    batch = collate(samples, 0)
+    before, _ = supervised_loss(model, batch)
+    batch["pixel_values"] = batch["pixel_values"].flip(-1) * 0.5
+    after, _ = supervised_loss(model, batch)
+    assert not torch.allclose(before, after, rtol=1e-4)

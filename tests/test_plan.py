@@ -1,0 +1,169 @@
+"""The integers of LLaVA-1.5-7B are the published ones (DoRA, PEFT-MLLM, VeRA) or follow from its config."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from vlmpeft.base import BaseSpec, meta_model
+from vlmpeft.components import find_components
+from vlmpeft.errors import UserError
+from vlmpeft.plan import Plan, attach
+from vlmpeft.strategies import Full, LoRA
+
+from .conftest import randomize
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def llava_7b_config():
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008)
+    return LlavaConfig(vision_config=vision, text_config=text, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def llava_7b():
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(llava_7b_config())
+    return model, find_components(model)
+
+
+def _count(llava, **plan):
+    attached = attach(Plan(**plan), *llava)
+    summary = attached.summary()
+    attached.detach()
+    return summary
+
+
+@pytest.mark.parametrize(
+    ("targets", "r", "trainable", "percent"),
+    [
+        (("q_proj", "v_proj"), 4, 2_097_152, 0.0297),
+        (("q_proj", "v_proj"), 16, 8_388_608, 0.1186),
+        (("q_proj", "v_proj"), 64, 33_554_432, 0.4728),
+        (ATTENTION, 4, 4_194_304, 0.0593),
+        (ATTENTION, 16, 16_777_216, 0.2370),
+        (ATTENTION, 64, 67_108_864, 0.9411),
+        (None, 16, 39_976_960, 0.5628),
+        (None, 128, 319_815_680, 4.3316),
+    ],
+)
+def test_language_lora_has_the_published_count_and_does_not_leak(
+    llava_7b, targets, r, trainable, percent
+):
+    summary = _count(llava_7b, language=LoRA(r=r, targets=targets))
+    assert summary["total"] == 7_063_427_072
+    assert summary["trainable"] == summary["added"] == trainable
+    assert summary["percent"] == pytest.approx(percent, abs=0.0001)
+    assert summary["components"]["vision"]["trainable"] == 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "trainable"), [(("q_proj", "v_proj"), 1_572_864), (None, 7_077_888)]
+)
+def test_vision_lora_has_the_published_count(llava_7b, targets, trainable):
+    assert _count(llava_7b, vision=LoRA(targets=targets))["trainable"] == trainable
+
+
+def test_projector_counts(llava_7b):
+    assert _count(llava_7b, projector=LoRA())["trainable"] == 212_992
+    full = _count(llava_7b, projector=Full())
+    assert (full["trainable"], full["added"]) == (20_979_712, 0)
+
+
+def test_dora_paper_percentage_of_lora_with_full_projector(llava_7b):
+    """DoRA (Liu et al. 2024), LLaVA-1.5-7B: LoRA r=128 on 7 linears and the projector is 4.61 %."""
+    assert _count(llava_7b, language=LoRA(r=128), projector=Full())["percent"] == pytest.approx(
+        4.616, abs=0.001
+    )
+
+
+def test_component_sizes_follow_from_the_config(llava_7b):
+    components = _count(llava_7b)["components"]
+    assert [components[name]["parameters"] for name in ("vision", "projector", "language")] == [
+        303_507_456,
+        20_979_712,
+        6_738_939_904,
+    ]
+
+
+def test_a_folder_with_only_a_config_is_enough(tmp_path, llava_7b):
+    (tmp_path / "config.json").write_text(json.dumps(llava_7b_config().to_dict()))
+    model = meta_model(BaseSpec(path=str(tmp_path)))
+    assert sum(p.numel() for p in model.parameters()) == 7_063_427_072
+
+
+def test_wrong_target_says_what_exists(tiny):
+    with pytest.raises(
+        UserError, match=r"'qproj'.*language; it has q_proj, k_proj.*Did you mean q_proj"
+    ):
+        attach(Plan(language=LoRA(targets=("qproj",))), tiny[0], tiny[2])
+
+
+def test_target_of_another_component_is_refused(tiny):
+    with pytest.raises(UserError, match=r"'fc1'.*\(fc1 is in vision\)"):
+        attach(Plan(language=LoRA(targets=("fc1",))), tiny[0], tiny[2])
+
+
+def test_a_failed_attach_leaves_the_model_as_it_was(tiny):
+    model, _, components = tiny
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(UserError):
+        attach(Plan(vision=LoRA(), language=LoRA(targets=("nope",))), model, components)
+    assert [name for name, _ in model.named_modules()] == before
+
+
+def test_exactly_the_planned_parameters_take_gradients(tiny_nf4):
+    model, _, components = tiny_nf4
+    attached = attach(
+        Plan(vision=LoRA(r=2), projector=Full(), language=LoRA(r=4)), model, components
+    )
+    training = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert training == set(attached.trainable())
+    assert {parameter.dtype for parameter in attached.trainable().values()} == {torch.float32}
+
+
+def test_detach_restores_the_model(tiny):
+    model, _, components = tiny
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attached = attach(Plan(vision=LoRA(), projector=Full(), language=LoRA()), model, components)
+    randomize(attached)
+    assert set(before) != set(model.state_dict())
+    attached.detach()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_full_on_a_quantized_component_is_refused(tiny_nf4):
+    with pytest.raises(UserError, match="quantized"):
+        attach(Plan(language=Full()), tiny_nf4[0], tiny_nf4[2])
+
+
+def test_plan_survives_json():
+    plan = Plan(vision=LoRA(r=2, targets=("q_proj",)), projector=Full(1e-3), language=[LoRA()])
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again.to_dict() == plan.to_dict()
+    assert again.of("vision") == plan.of("vision")
+
+
+def test_learning_rate_is_per_component(tiny):
+    plan = Plan(projector=Full(learning_rate=1e-4), language=LoRA(learning_rate=3e-3))
+    groups = attach(plan, tiny[0], tiny[2]).parameter_groups()
+    assert {group["name"]: group["lr"] for group in groups} == {"projector": 1e-4, "language": 3e-3}
+
+
+def test_rank_below_one_is_refused():
+    with pytest.raises(UserError, match="rank"):
+        LoRA(r=0)

@@ -1,0 +1,100 @@
+import json
+
+from PIL import Image
+
+from vlmpeft.data.workbench.build import TASKS, build_task
+from vlmpeft.data.workbench.format import ITEMS, PAINTS
+from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, Part, Scene, draw_scene
+from vlmpeft.data.workbench.source import SOURCE, ask_yes_no
+
+
+def _scenes(split, number=400):
+    import random
+
+    from vlmpeft.data.workbench.scene import random_scene
+
+    rng = random.Random(f"test {split}")
+    return [random_scene(rng, split) for _ in range(number)]
+
+
+def test_no_layout_is_in_two_splits():
+    signatures = {
+        split: {scene.signature for scene in _scenes(split)} for split in ("train", "val", "test")
+    }
+    assert not signatures["train"] & signatures["test"]
+    assert not signatures["train"] & signatures["val"]
+    assert not signatures["val"] & signatures["test"]
+
+
+def test_same_seed_same_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "format", type(TASKS["format"])(TASKS["format"].questions, 12, 3, 3))
+    for name in ("one", "two"):
+        build_task("format", tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 3 + 18
+    assert all(
+        (tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files
+    )
+    with Image.open(tmp_path / "one" / "images" / "train-0.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_yes_no_is_balanced_and_half_of_the_false_claims_are_hard():
+    import random
+
+    rng = random.Random(0)
+    answers, hard, false = [], 0, 0
+    for scene in _scenes("train", 2000):
+        question = ask_yes_no(scene, rng)
+        answers.append(question.answer)
+        if question.answer == "no":
+            claim = question.prompt.rstrip("?").split()[-1]
+            false += 1
+            hard += claim in scene.signature.replace("|", " ").split()
+    assert 0.47 < answers.count("yes") / len(answers) < 0.53
+    assert hard / false > 0.45
+
+
+def test_answers_are_true_of_the_scene():
+    import random
+
+    red_gear, blue_nut = Part("gear", "red"), Part("nut", "blue")
+    scene = Scene((red_gear, None, blue_nut, red_gear))
+    rng, truths = random.Random(0), set()
+    for _ in range(300):
+        for ask, _ in SOURCE.values():
+            if (question := ask(scene, rng)) and question.about_picture:
+                truths.add((question.prompt, question.answer))
+    truths = dict(truths)
+    assert truths["how many gears are there?"] == "2"
+    assert truths["how many parts are there?"] == "3"
+    assert truths["what part is at the top right?"] == "nothing"
+    assert truths["what colour is the part at the bottom left?"] == "blue"
+    assert truths["where is the blue nut?"] == "bottom left"
+    assert "where is the red gear?" not in truths
+    assert truths["is the part at the top left blue?"] == "no"
+    expected = (
+        "a red gear at the top left, a blue nut at the bottom left, a red gear at the bottom right."
+    )
+    assert truths["describe the picture."] == expected
+
+
+def test_format_answers_are_json_in_the_house_vocabulary():
+    import random
+
+    rng = random.Random(0)
+    for scene in _scenes("train", 50):
+        for ask, _ in TASKS["format"].questions.values():
+            record = json.loads(ask(scene, rng).answer)
+            assert record.keys() <= {"bay", "item", "paint", "count"}
+    assert PAINTS.keys() == COLOURS.keys()
+    assert ITEMS.keys() == set(NAMES)
+
+
+def test_empty_places_differ_from_occupied_ones_in_the_picture():
+    empty = draw_scene(Scene((Part("gear", "red"), None, None, None)))
+    full = draw_scene(Scene((Part("gear", "red"), Part("nut", "blue"), None, None)))
+    left, right = (0, 0, 32, 32), (32, 0, 64, 32)
+    assert empty.crop(left).tobytes() == full.crop(left).tobytes()
+    assert empty.crop(right).tobytes() != full.crop(right).tobytes()
+    assert len(PLACES) == 4
