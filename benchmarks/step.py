@@ -239,6 +239,7 @@ def main() -> int:
         "versions": versions(), "cpu_threads": arms[OURS]["cpu_threads"], "steps": args.steps,
         "ratios": {REFERENCE: ratios, TUNED: {OURS: compare(arms[OURS], arms[TUNED])}},
         "verdicts": {arm: judge(arm, r) for arm, r in ratios.items()}, "arms": arms,
+        "table": table(ratios),
     }  # fmt: skip
     write_json(args.output, record)
     print(table(ratios))

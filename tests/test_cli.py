@@ -37,7 +37,7 @@ def test_help_and_import_cost_no_torch():
     ("args", "message"),
     [
         (["fitt"], "Did you mean fit?"),
-        (["fit", "--config", "lora_r61.yaml"], "Did you mean lora_r16.yaml?"),
+        (["fit", "--config", "lora_fpp.yaml"], "Did you mean lora_fp.yaml?"),
         (["fit", "--model.plan.lanuage=LoRA"], "Did you mean model.plan.language?"),
         (["fit", "--model.plan.language=LoRa"], "Did you mean LoRA?"),
         (

@@ -54,12 +54,16 @@ def _fail(error: object, code: int) -> int:
 
 
 def _lightning(verb: str, args: list[str]) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from vlmpeft.config import lightning_args, quiet_libraries
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+    from vlmpeft.config import lightning_args
     from vlmpeft.torchvision_ops import declare_torchvision_ops
 
     args = lightning_args(verb, args)
-    quiet_libraries()
     declare_torchvision_ops()
     from vlmpeft.cli import run
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from vlmpeft.base import meta_model, parameter_count, resolve_bits
 from vlmpeft.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoints
 from vlmpeft.components import find_components
-from vlmpeft.config import explain
+from vlmpeft.config import explain, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import Interrupted, UserError
 from vlmpeft.fit import Eval, FitRun, make_scorer, new_run_dir, plan_table, use_adapter
@@ -25,6 +25,7 @@ from vlmpeft.module import VLMModule
 from vlmpeft.plan import attach
 from vlmpeft.progress import FitProgress, MetricsCsv
 from vlmpeft.records import read_record, write_atomically, write_items, write_json
+from vlmpeft.scoring import score_loader
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
 
@@ -132,11 +133,8 @@ class VLMCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.settings
         if settings.trainer.precision is None:
-            gpu = torch.cuda.is_available() and settings.trainer.accelerator in (
-                "auto",
-                "gpu",
-                "cuda",
-            )
+            wanted = settings.trainer.accelerator
+            gpu = torch.cuda.is_available() and wanted in ("auto", "gpu", "cuda")
             settings.trainer.precision = "bf16-mixed" if gpu else "32-true"
         if self.verb == "fit":
             self._set_run_dir()
@@ -147,10 +145,12 @@ class VLMCLI(LightningCLI):
         if settings.resume:
             self.run_dir = Path(settings.resume)
             return
-        configs = settings.get("config") or []
-        default = Path(str(configs[-1])).stem if configs else "fit"
+        configs = [Path(str(config)) for config in settings.get("config") or []]
+        default = "fit"
+        if configs:  # of a run's own config.yaml, the run's name
+            last = configs[-1].absolute()
+            default = last.parent.name if last.name == "config.yaml" else last.stem
         self.run_dir = new_run_dir(settings.runs_dir, settings.run_name, default)
-        settings.run_name = self.run_dir.name
 
     def _validation_settings(self) -> dict[str, Any]:
         """Validate inside the fit only where something depends on it."""
@@ -164,7 +164,7 @@ class VLMCLI(LightningCLI):
         """The resolved configuration as plain data, without what is only about this call."""
         text = self._parser(self.verb).dump(self.settings, skip_validation=True, format="json")
         plain = json.loads(text)
-        for key in ("config", "resume", "yes"):
+        for key in ("config", "resume", "yes", "run_name"):
             plain.pop(key, None)
         return plain
 
@@ -198,11 +198,7 @@ class VLMCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         evaluation = self._get(self.config_init, "eval")
         seed = self.settings.seed_everything
-        self.module, self.data, self.evaluation = (
-            self.model,
-            self.datamodule,
-            evaluation,
-        )
+        self.module, self.data, self.evaluation = self.model, self.datamodule, evaluation
         self.module.seed = self.data.seed = int(seed) if seed is not None else 0
         self.data.eval_batch_size, self.data.eval_limit = evaluation.batch_size, evaluation.limit
 
@@ -307,8 +303,14 @@ class VLMCLI(LightningCLI):
         """Answer the test split (val if there is none) and write predictions.jsonl."""
         split = "test" if self.data.has_source("test") else "val"
         self._prepare_scoring(split)
-        self.trainer.predict(self.module, datamodule=self.data, return_predictions=False)
-        items = sorted(self.module.scorer.items, key=lambda item: str(item["id"]))
+        # not Trainer.predict: it rebuilds the loader around batch samplers of its own
+        _, items = score_loader(
+            self.module.scorer,
+            self.module.model,
+            self.data.scoring_loader(split),
+            self.trainer.strategy.root_device,
+            self.module.autocast(),
+        )
         path = self._out_dir() / "predictions.jsonl"
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
         write_atomically(path, lines.encode())
@@ -382,6 +384,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def run(verb: str, args: list[str]) -> None:
     """Run one Lightning verb, or plan."""
+    quiet_libraries()
     sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given twice
     if verb == "plan":
         show_plan(args)

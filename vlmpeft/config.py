@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -152,8 +155,6 @@ def lightning_args(verb: str, args: list[str]) -> list[str]:
 
 def _base_of(adapter: str) -> list[str]:
     """The base an adapter was trained on, as arguments."""
-    import json
-
     manifest = Path(adapter) / "manifest.json"
     base = json.loads(_read(manifest, f"adapter {adapter}"))["base"]
     bits = [
@@ -182,13 +183,9 @@ def _existing(path: Path, what: str) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep other people's progress bars and hints out of the terminal; warnings of ours stay."""
-    import logging
-    import os
-    import warnings
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Keep other libraries' hints out of the terminal; call it after they were imported."""
     for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(lightning|jsonargparse|torch|transformers)\b.*")
+    warnings.filterwarnings(
+        "ignore", module=r"(lightning|jsonargparse|torch|transformers|peft)\b.*"
+    )

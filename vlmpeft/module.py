@@ -18,7 +18,9 @@ from vlmpeft.plan import AttachedPlan, Plan, attach, check_has_trainables
 from vlmpeft.registry import METRICS, resolve
 from vlmpeft.scoring import Scorer, to_device
 
-import lightning.pytorch as pl  # isort: skip  after vlmpeft.metrics has declared torchvision's operators
+# after vlmpeft.metrics, which has declared torchvision's operators
+import lightning.pytorch as pl  # isort: skip
+from lightning.pytorch.utilities import rank_zero_warn  # isort: skip
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,27 @@ class VLMModule(pl.LightningModule):
         )
         self._window_tokens = 0.0
         assert self.attached is not None
-        for name, parameter in self.attached.trainable().items():
+        trainable = self.attached.trainable()
+        first_step = not self.reached
+        for name, parameter in trainable.items():
             if parameter.grad is not None:
                 self.reached.add(name)
                 parameter.grad.mul_(scale)
+        if first_step and (unreached := sorted(trainable.keys() - self.reached)):
+            rank_zero_warn(
+                f"{len(unreached)} of {len(trainable)} trainable tensors got no gradient in the first step "
+                f"and stay as they are, e.g. {unreached[0]}"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {
+            "supervised_tokens": self.supervised_tokens,
+            "reached": sorted(self.reached),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.supervised_tokens = checkpoint["progress"]["supervised_tokens"]
+        self.reached = set(checkpoint["progress"]["reached"])
 
     def configure_optimizers(self) -> Any:
         """AdamW with one group a component, warm-up and cosine on all of them."""
@@ -205,21 +224,15 @@ class VLMModule(pl.LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._score(batch)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        return self._score(batch)
-
-    def _score(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def _score(self, batch: dict[str, Any]) -> None:
         assert self.scorer is not None, "scoring before the scorer was set"
         with self.autocast():
-            return self.scorer.add(self.model, batch)
+            self.scorer.add(self.model, batch)
 
     def on_validation_epoch_start(self) -> None:
         self._reset_scorer()
 
     def on_test_epoch_start(self) -> None:
-        self._reset_scorer()
-
-    def on_predict_epoch_start(self) -> None:
         self._reset_scorer()
 
     def _reset_scorer(self) -> None:

@@ -196,9 +196,6 @@ class VLMData(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.scoring_loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
-        return self.scoring_loader("test" if self.has("test") else "val")
-
     def scoring_loader(self, split: str) -> DataLoader:
         """Batches of items to score, of similar length, in an order that does not depend on anything."""
         if not self.has(split):

@@ -1,0 +1,57 @@
+import re
+import subprocess
+
+from vlmpeft.__main__ import VERBS, main
+
+from .conftest import ROOT
+
+
+def test_doctor_reports_versions_and_takes_a_step(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"transformers +5\.", out)
+    assert re.search(r"tiny step +loss \d+\.\d+, 60 of 60 trainable tensors got a gradient", out)
+
+
+def test_every_command_in_the_readme_exists():
+    text = (ROOT / "README.md").read_text()
+    verbs = set(re.findall(r"python -m vlmpeft (\w+)", text))
+    assert verbs <= VERBS.keys()
+    assert {"fit", "test", "plan"} <= verbs
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^ {4}make (\w+)", text, re.MULTILINE)) <= targets
+    for config in re.findall(r"([\w/]+\.yaml)", text):
+        assert config == "config.yaml" or list(
+            (ROOT / "configs").rglob(config.rsplit("/", 1)[-1])
+        ), config
+
+
+def test_readme_python_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    metric = next(block for block in blocks if "TextMetric" in block)
+    scope = {}
+    exec(compile(metric, "README.md", "exec"), scope)
+    assert scope["FirstWord"]().score("red nut", "red gear") == 1
+
+
+def test_generated_tables_are_what_their_records_give():
+    subprocess.run(["python3", "scripts/tables.py", "--check"], cwd=ROOT, check=True)
+
+
+def test_the_embedded_base_meets_its_card():
+    """Figures of the card: held-out exact match by kind."""
+    import json
+
+    scores = json.loads((ROOT / "vlmpeft/assets/tiny/scores.json").read_text())
+    card = (ROOT / "vlmpeft/assets/tiny/README.md").read_text()
+    for kind, least in {
+        "name": 0.95,
+        "colour": 0.95,
+        "count": 0.95,
+        "yes_no": 0.9,
+        "describe": 0.85,
+    }.items():
+        assert scores[kind] >= least, kind
+        assert f"| {kind} | {scores[kind]:.1%} |" in card
+    size = sum(path.stat().st_size for path in (ROOT / "vlmpeft/assets/tiny").iterdir())
+    assert size < 10_000_000
