@@ -38,7 +38,7 @@ test: $(STAMP)  ## the tests, under 4 minutes on 2 cores
 	$(PY) -m pytest
 
 test-slow: $(STAMP)  ## the long tests
-	$(PY) -m pytest -m "slow and not gpu"
+	$(PY) -m pytest -m "slow and not gpu and not net"
 
 check: $(STAMP)  ## lint, format, types, import layers, spelling
 	$(PY) -m ruff check .

@@ -1,0 +1,127 @@
+"""Qwen2.5-VL from start to end: mergers inside the tower, pictures of different sizes, text-only turns."""
+
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from vlmpeft.__main__ import main
+from vlmpeft.base import BaseSpec, load_base
+from vlmpeft.data.collate import collate
+from vlmpeft.data.encode import Encoder
+from vlmpeft.loss import supervised_loss
+from vlmpeft.plan import Plan, attach
+from vlmpeft.records import read_record
+from vlmpeft.strategies import Full, LoRA
+
+from .conftest import llava, randomize, write_json
+from .families import save_qwen
+from .test_encode import Image, talk
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return save_qwen(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sizes")
+    for name, size in {"a": (56, 56), "b": (112, 56), "c": (70, 150)}.items():
+        Pillow.effect_noise(size, 80).convert("RGB").save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def batch(qwen, sizes):
+    encoder = Encoder(load_base(BaseSpec(path=str(qwen)))[1])
+    a, b, c = (Image(str(sizes / f"{name}.png")) for name in "abc")
+    return collate(
+        [
+            encoder.encode(talk((a, "what?"), "that", (b, "and this?"), "other")),
+            encoder.encode(talk("no picture", "none")),
+            encoder.encode(talk((c, b, "same?"), "no")),
+        ],
+        0,
+    )
+
+
+def test_every_planned_component_of_qwen_gets_gradients_on_a_4_bit_base(qwen, batch):
+    model, _, components = load_base(BaseSpec(path=str(qwen)))
+    attached = attach(
+        Plan(vision=LoRA(r=2), projector=Full(), language=LoRA(r=4)), model, components
+    )
+    randomize(attached)
+    loss, tokens = supervised_loss(model, batch)
+    loss.backward()
+    assert tokens > 0
+    trainable = attached.trainable()
+    assert {components.component_of(name) for name in trainable} == {
+        "vision",
+        "projector",
+        "language",
+    }
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trainable.values())
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in trainable)
+
+
+def test_the_loss_changes_with_the_picture_and_with_positions(qwen, batch):
+    """Forgetting mm_token_type_ids trains Qwen2.5-VL with other positions, silently."""
+    model, _, _ = load_base(BaseSpec(path=str(qwen)))
+    loss = supervised_loss(model, batch)[0].item()
+    other = batch | {"pixel_values": batch["pixel_values"].flip(0)}
+    assert supervised_loss(model, other)[0].item() != pytest.approx(loss, rel=1e-4)
+    assert "mm_token_type_ids" in batch
+    assert batch["mm_token_type_ids"].shape == batch["input_ids"].shape
+
+
+def test_qwen_runs_from_fit_to_validate(qwen, sizes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["vlmpeft"])
+    records = [llava(f"q{i}", f"a{i % 2}", "abc"[i % 3] + ".png", id=str(i)) for i in range(9)]
+    data = write_json(tmp_path / "d.json", [*records, llava("t", "u", image=None, id="t")])
+    args = ["fit", f"--model.base.path={qwen}", f"--data.train={data}", f"--data.val={data}"]
+    args += [
+        f"--data.image_dir={sizes}",
+        "--model.plan.language=LoRA",
+        "--model.plan.projector=Full",
+    ]
+    args += [
+        f"--runs_dir={tmp_path}",
+        "--run_name=q",
+        "--data.batch_size=4",
+        "--trainer.max_epochs=1",
+    ]
+    assert main(args) == 0
+    record = read_record(tmp_path / "q")
+    assert record["trainable"] == record["reachable"] > 0
+    capsys.readouterr()
+    assert main(["validate", "--adapter", str(tmp_path / "q" / "adapter")]) == 0
+    scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert {f"val/{k}": v for k, v in record["metrics"]["tuned"]["val"].items()} == scores
+
+
+def test_generation_is_the_same_alone_and_in_a_batch(qwen, sizes, tmp_path):
+    """Left padding must not move positions or pictures."""
+    from vlmpeft.data.collate import collate_prompts
+
+    model, processor, _ = load_base(BaseSpec(path=str(qwen), bits=_fp32()))
+    encoder = Encoder(processor)
+    talks = [
+        talk((Image(str(sizes / "a.png")), "what is it?"), "x"),
+        talk("hello", "x"),
+        talk((Image(str(sizes / "c.png")), "hm"), "x"),
+    ]
+    samples = [encoder.encode(one) for one in talks]
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    with torch.no_grad():
+        together = model.generate(**collate_prompts(samples, 0), **settings)[:, -6:]
+        alone = [model.generate(**collate_prompts([s], 0), **settings)[0, -6:] for s in samples]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def _fp32():
+    from vlmpeft.base import Bits
+
+    return Bits(language="fp32")
