@@ -101,10 +101,10 @@ def test_config_is_looked_up_by_path_then_cwd_then_package(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_every_config_parses(config, monkeypatch):
-    from vlmpeft.cli import _PlanCLI
+    from vlmpeft.planning import PlanCLI
 
     monkeypatch.setattr(sys, "argv", ["vlmpeft"])
-    cli = _PlanCLI("fit", ["--config", str(ROOT / config), "--trainer.accelerator=cpu"])
+    cli = PlanCLI("fit", ["--config", str(ROOT / config), "--trainer.accelerator=cpu"])
     assert cli.module.plan.to_dict()
 
 
@@ -119,20 +119,20 @@ def test_every_config_says_how_it_is_run_and_what_comes_out(config):
 
 def test_strategy_list_replaces_what_was_there(monkeypatch, tmp_path):
     """A list is overlaid whole: nothing of the strategy it replaces leaks into its entries."""
-    from vlmpeft.cli import _PlanCLI
+    from vlmpeft.planning import PlanCLI
 
     monkeypatch.setattr(sys, "argv", ["vlmpeft"])
     (tmp_path / "d.yaml").write_text(
         "model: {plan: {language: [{class_path: LoRA, init_args: {r: 8}}]}}"
     )
     args = ["--config", str(ROOT / "configs/lora_r16.yaml"), "--config", str(tmp_path / "d.yaml")]
-    (lora,) = _PlanCLI("fit", lightning_args("fit", args)).module.plan.of("language")
+    (lora,) = PlanCLI("fit", lightning_args("fit", args)).module.plan.of("language")
     assert lora.r == 8
     assert lora.targets is None
 
 
 def test_overrides_reach_the_plan(monkeypatch):
-    from vlmpeft.cli import _PlanCLI
+    from vlmpeft.planning import PlanCLI
 
     monkeypatch.setattr(sys, "argv", ["vlmpeft"])
     args = [
@@ -142,7 +142,7 @@ def test_overrides_reach_the_plan(monkeypatch):
         "--model.plan.language.init_args.targets=[q_proj,v_proj]",
         "--model.base.bits.language=fp32",
     ]
-    module = _PlanCLI("fit", args).module
+    module = PlanCLI("fit", args).module
     (lora,) = module.plan.of("language")
     assert (lora.r, lora.alpha, lora.targets) == (64, 32, ("q_proj", "v_proj"))
     assert module.base.bits.language == "fp32"

@@ -78,6 +78,7 @@ def test_run_folder_holds_what_the_contract_says(finished):
         "metrics.csv",
         "result.json",
         "items.jsonl.gz",
+        "predictions.jsonl",
         "adapter",
         "checkpoints",
     }

@@ -65,9 +65,14 @@ def _lightning(verb: str, args: list[str]) -> None:
 
     args = lightning_args(verb, args)
     declare_torchvision_ops()
-    from vlmpeft.cli import run
+    if verb == "plan":
+        from vlmpeft.planning import show_plan
 
-    run(verb, args)
+        show_plan(args)
+    else:
+        from vlmpeft.cli import run
+
+        run(verb, args)
 
 
 def _data(verb: str, args: list[str]) -> None:

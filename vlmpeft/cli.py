@@ -14,17 +14,21 @@ import torch
 import yaml
 from rich.console import Console
 
-from vlmpeft.base import meta_model, parameter_count, resolve_bits
+from vlmpeft.base import parameter_count
 from vlmpeft.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoints
-from vlmpeft.components import find_components
 from vlmpeft.config import explain, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import Interrupted, UserError
-from vlmpeft.fit import Eval, FitRun, make_scorer, new_run_dir, plan_table, use_adapter
+from vlmpeft.fit import Eval, FitRun, make_scorer, new_run_dir, use_adapter
 from vlmpeft.module import VLMModule
-from vlmpeft.plan import attach
 from vlmpeft.progress import FitProgress, MetricsCsv
-from vlmpeft.records import read_record, write_atomically, write_items, write_json
+from vlmpeft.records import (
+    read_record,
+    write_atomically,
+    write_items,
+    write_json,
+    write_predictions,
+)
 from vlmpeft.scoring import score_loader
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
@@ -312,8 +316,7 @@ class VLMCLI(LightningCLI):
             self.module.autocast(),
         )
         path = self._out_dir() / "predictions.jsonl"
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        write_atomically(path, lines.encode())
+        write_predictions(path, items)
         print(f"{len(items)} predictions: {path}")  # noqa: T201
 
     def _prepare_scoring(self, split: str) -> None:
@@ -345,37 +348,6 @@ class VLMCLI(LightningCLI):
             write_items(Path(self.settings.out) / "items.jsonl.gz", self.module.scorer.items)
 
 
-class _PlanCLI(VLMCLI):
-    """Parses the arguments of a fit and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def show_plan(args: list[str]) -> None:
-    """The plan verb: resolve a config's plan on the meta device, where no weights are needed."""
-    as_json = "--json" in args
-    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        module: VLMModule = _PlanCLI("fit", [arg for arg in args if arg != "--json"]).model
-        module.model = meta_model(module.base)
-        module.components = find_components(module.model)
-        module.attached = attach(module.plan, module.model, module.components)
-    summary = module.attached.summary()
-    if as_json:
-        print(json.dumps(_plan_json(module, summary)))  # noqa: T201
-    else:
-        Console(highlight=False).print(plan_table(module))
-
-
-def _plan_json(module: VLMModule, summary: dict[str, Any]) -> dict[str, Any]:
-    widths = resolve_bits(
-        module.base.bits, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
-    for name, component in summary["components"].items():
-        component["bits"] = widths.get(name)
-    return {"base": module.base.path, "model_type": module.model.config.model_type} | summary
-
-
 def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
@@ -383,10 +355,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def run(verb: str, args: list[str]) -> None:
-    """Run one Lightning verb, or plan."""
+    """Run one Lightning verb."""
     quiet_libraries()
     sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given twice
-    if verb == "plan":
-        show_plan(args)
-    else:
-        VLMCLI(verb, args)
+    VLMCLI(verb, args)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from vlmpeft.adapters import (
     adapter_plan,
@@ -19,7 +18,7 @@ from vlmpeft.adapters import (
     read_manifest,
     save_adapter,
 )
-from vlmpeft.base import actual_bits, origin
+from vlmpeft.base import origin
 from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import UserError
@@ -34,7 +33,9 @@ from vlmpeft.records import (
     versions,
     write_items,
     write_json,
+    write_predictions,
 )
+from vlmpeft.report import device_name, model_card, plan_table, print_result
 from vlmpeft.scoring import Scorer, score_loader
 from vlmpeft.shipped import cache_dir
 
@@ -143,9 +144,10 @@ class FitRun:
         """Attach the plan, start from another adapter if asked to, and print what will be trained."""
         self.module.trainer = self.trainer
         self.module.configure_model()
+        assert self.module.attached is not None
         if init_adapter:
             start_from(init_adapter, self.module, self.base)
-        self.console.print(plan_table(self.module))
+        self.console.print(plan_table(self.module.attached))
 
     # -- after ---------------------------------------------------------------------------------
 
@@ -157,9 +159,11 @@ class FitRun:
         adapter = self._save_adapter()
         if items:
             write_items(self.run_dir / "items.jsonl.gz", items)
+            write_predictions(self.run_dir / "predictions.jsonl", items)
         record = self._record(steps, adapter)
         write_json(self.run_dir / "result.json", record)
-        self._print_result(adapter)
+        title = f"{self.run_dir.name}: before and after ({self.selected['by']} checkpoint)"
+        print_result(self.console, title, self.metrics, adapter)
         return record
 
     def _score_tuned(self) -> list[dict[str, Any]]:
@@ -190,22 +194,7 @@ class FitRun:
             base=self.base,
             chat_template=self.data.encoder.template if self.data.chat_template else None,
             decoding=self.decoding,
-            card=self._card(),
-        )
-
-    def _card(self) -> str:
-        rows = [
-            f"| {split} | {name} | {before} | {after} |"
-            for split, name, before, after in self._rows()
-        ]
-        table = "\n".join(["| split | metric | base | tuned |", "|---|---|---|---|", *rows])
-        plan = "\n".join(
-            f"- {name}: {entries}" for name, entries in self.module.plan.to_dict().items()
-        )
-        return (
-            f"---\nbase_model: {self.base['id']}\nlibrary_name: peft\n---\n# {self.run_dir.name}\n\n"
-            f"An adapter of {self.base['id']} (fingerprint {self.base['fingerprint']}), trained by vlmpeft.\n\n"
-            f"{plan}\n\n{table}\n"
+            card=model_card(self.run_dir.name, self.base, self.module.plan, self.metrics),
         )
 
     def _record(self, steps: int, adapter: Path) -> dict[str, Any]:
@@ -263,35 +252,6 @@ class FitRun:
             "seed": self.module.seed,
         }
 
-    # -- showing -------------------------------------------------------------------------------
-
-    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
-        for split, tuned in self.metrics["tuned"].items():
-            for name, value in tuned.items():
-                yield split, name, f"{self.metrics['base'][split][name]:.4f}", f"{value:.4f}"
-
-    def _print_result(self, adapter: Path) -> None:
-        table = Table(
-            title=f"{self.run_dir.name}: before and after ({self.selected['by']} checkpoint)"
-        )
-        for column in ("split", "metric", "base", "tuned"):
-            table.add_column(column, justify="left" if column in ("split", "metric") else "right")
-        for row in self._rows():
-            table.add_row(*row)
-        if table.row_count:
-            self.console.print(table)
-        size = folder_bytes(adapter) / 2**20
-        self.console.print(
-            f"adapter: {adapter} ({size:.2f} MiB), record: {self.run_dir / 'result.json'}"
-        )
-        self.console.print("next:")
-        for verb in (
-            f"test --adapter {adapter}",
-            f"predict --adapter {adapter}",
-            f"fit --config {self.run_dir / 'config.yaml'} --init_adapter {adapter} --data.train MORE.json",
-        ):
-            self.console.print(f"  python -m vlmpeft {verb}", soft_wrap=True)
-
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Add what the block takes to one of the run's seconds."""
@@ -330,44 +290,6 @@ def use_adapter(adapter: str, module: VLMModule) -> None:
     module.configure_model()
     assert module.attached is not None
     load_tensors(adapter, module.attached)
-
-
-def plan_table(module: VLMModule) -> Table:
-    """Component, strategy, modules matched, trainable, share, bits and learning rate of an attached plan."""
-    assert module.attached is not None
-    summary, bits = module.attached.summary(), actual_bits(module.model, module.components)
-    table = Table(
-        title=f"{summary['trainable']:,} of {summary['total']:,} + {summary['added']:,} parameters are trained "
-        f"({summary['percent']} %)"
-    )
-    for column in ("component", "strategy", "modules", "trainable", "%", "bits", "learning rate"):
-        table.add_column(
-            column, justify="left" if column in ("component", "strategy", "bits") else "right"
-        )
-    whole = summary["total"] + summary["added"]
-    for name, component in summary["components"].items():
-        for entry in component["strategies"]:
-            trainable = entry["trainable"]
-            rate = f"{entry['learning_rate']:g}" if entry["learning_rate"] else "-"
-            table.add_row(
-                name,
-                entry["name"],
-                str(len(entry["targets"])),
-                f"{trainable:,}",
-                f"{100 * trainable / whole:.3f}",
-                bits.get(name, "-"),
-                rate,
-            )
-    return table
-
-
-def device_name(device: Any) -> str:
-    """The accelerator's name, or how many CPU threads were used."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def new_run_dir(runs_dir: str, name: str | None, default: str) -> Path:

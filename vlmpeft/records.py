@@ -49,6 +49,13 @@ def write_items(path: Path, items: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, gzip.compress(lines.encode(), mtime=0))
 
 
+def write_predictions(path: Path, items: Iterable[dict[str, Any]]) -> None:
+    """What was asked, expected and answered, as JSON lines, atomically."""
+    keys = ("id", "image", "prompt", "expected", "generated", "finish_reason")
+    lines = (json.dumps({key: item[key] for key in keys}, ensure_ascii=False) for item in items)
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+
+
 def read_items(path: Path) -> list[dict[str, Any]]:
     """The items of an `items.jsonl.gz`."""
     with gzip.open(path, "rt", encoding="utf-8") as file:

@@ -71,6 +71,7 @@ class VLMData(pl.LightningDataModule):
         self.sampler: BucketBatchSampler | None = None
         self._conversations: dict[str, list[Conversation]] = {}
         self._datasets: dict[str, EncodedDataset] = {}
+        self._identity: dict[str, dict[str, Any]] = {}
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -158,10 +159,11 @@ class VLMData(pl.LightningDataModule):
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """Split -> content hash and number of conversations, as a record keeps them."""
-        return {
-            split: {"sha256": content_hash(conversations), "conversations": len(conversations)}
-            for split, conversations in self._conversations.items()
-        }
+        for split, conversations in self._conversations.items():
+            if split not in self._identity:  # reads every image
+                sha256, number = content_hash(conversations), len(conversations)
+                self._identity[split] = {"sha256": sha256, "conversations": number}
+        return dict(self._identity)
 
     def has(self, split: str) -> bool:
         return split in self._datasets
