@@ -166,7 +166,8 @@ def test_answer_limit_is_the_longest_training_answer(tmp_path, pictures):
 
 def test_lengths_count_image_tokens(tmp_path, pictures):
     data = _data(tmp_path, pictures, [llava("hi"), llava("hi", image=None)])
-    assert data.lengths[0] - data.lengths[1] == 16
+    first, second = data.lengths["train"]
+    assert first - second == 16
 
 
 def test_content_hash_ignores_paths_but_not_pixels(tmp_path, pictures):

@@ -71,6 +71,7 @@ class VLMData(pl.LightningDataModule):
         self.sampler: BucketBatchSampler | None = None
         self._conversations: dict[str, list[Conversation]] = {}
         self._datasets: dict[str, EncodedDataset] = {}
+        self.lengths: dict[str, list[int]] = {}
         self._identity: dict[str, dict[str, Any]] = {}
 
     # -- reading -------------------------------------------------------------------------------
@@ -116,8 +117,7 @@ class VLMData(pl.LightningDataModule):
         self._datasets[split] = dataset = _subset(dataset, kept)
         chosen = dict.fromkeys(id(item.conversation) for item in dataset.items)
         self._conversations[split] = [c for c in conversations if id(c) in chosen]
-        if split == "train":
-            self.lengths = [lengths[index] for index in kept]
+        self.lengths[split] = [lengths[index] for index in kept]
 
     def _scan(self, dataset: EncodedDataset, sets_limit: bool) -> list[int]:
         """Tokens of every item; 0 for one that is to be left out. Finds what would fail in mid-run."""
@@ -180,7 +180,7 @@ class VLMData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         self.sampler = BucketBatchSampler(
-            self.lengths,
+            self.lengths["train"],
             self.batch_size,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
@@ -202,9 +202,8 @@ class VLMData(pl.LightningDataModule):
         """Batches of items to score, of similar length, in an order that does not depend on anything."""
         if not self.has(split):
             raise UserError(f"there is no {split} split; give one: --data.{split} FILE")
-        dataset = self._datasets[split]
-        size = self.eval_batch_size
-        order = sorted(range(len(dataset)), key=lambda index: len(dataset[index][1]))
+        size, lengths = self.eval_batch_size, self.lengths[split]
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         return self._loader(
             split, partial(_scoring_batch, pad_id=self.pad_id), batch_sampler=batches

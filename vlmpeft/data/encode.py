@@ -83,7 +83,7 @@ class Encoder:
         turns = conversation.assistant_turns if only_turn is None else (only_turn,)
         images = [open_image(image) for message in messages for image in message.images]
         chat = [_as_chat(message) for message in messages]
-        outputs = self._process(self._marked_text(chat, turns), images, conversation)
+        outputs = self._process(self._marked_text(chat, turns), images)
         ids = outputs.pop("input_ids")[0]
         spans = [self._token_span(ids, start, end) for start, end in self._tokenizer.spans]
         labels = torch.full_like(ids, IGNORE)
@@ -120,14 +120,14 @@ class Encoder:
             done = len(until)
         return marked + full[done:]
 
-    def _process(self, text: str, images: list[Any], conversation: Conversation) -> dict[str, Any]:
+    def _process(self, text: str, images: list[Any]) -> dict[str, Any]:
         try:
             # text is rendered by the template, which writes every special token itself
             outputs = self._marking(
                 text=[text], images=images or None, return_tensors="pt", add_special_tokens=False
             )
         except (ValueError, IndexError, TypeError, StopIteration) as error:
-            raise UserError(f"{conversation.place}: the processor refused it: {error}") from error
+            raise UserError(f"the processor refused it: {error}") from error
         return dict(outputs)
 
     def _token_span(self, ids: Tensor, start: int, end: int) -> tuple[int, int]:
