@@ -41,6 +41,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"space, then fit --resume {target.parent.parent}"
             ) from error
 
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Plain data only: a checkpoint of ours never needs more, and one from elsewhere must not run code."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
 
 class RunCheckpoints(pl.Callback):
     """Keeps last.ckpt to resume from and, if `select` is best, best.ckpt to score.

@@ -94,7 +94,10 @@ class AttachedPlan:
         """Optimizer groups: one per component and learning rate."""
         groups: dict[tuple[str, float], dict[str, Any]] = {}
         for _, parameter, attachment in self._trainable_with_attachment():
-            rate = attachment.strategy.learning_rate  # type: ignore[attr-defined]
+            rate = getattr(attachment.strategy, "learning_rate", None)
+            if rate is None:
+                name = type(attachment.strategy).__name__
+                raise UserError(f"{name} on {attachment.component} trains but has no learning_rate")
             key = (attachment.component, rate)
             groups.setdefault(key, {"params": [], "lr": rate, "name": attachment.component})
             groups[key]["params"].append(parameter)

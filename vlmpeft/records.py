@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vlmpeft import __version__
 from vlmpeft.errors import UserError
 
 SCHEMA = 1
@@ -75,7 +76,7 @@ def semantic_hash(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Installed version of every package a result may depend on."""
-    found = {"python": platform.python_version(), "vlmpeft": "0.1.0"}
+    found = {"python": platform.python_version(), "vlmpeft": __version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

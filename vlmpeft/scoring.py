@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlmpeft.data.encode import IGNORE
 from vlmpeft.loss import token_losses
 from vlmpeft.metrics import TextMetric
 
 
-class _BestLogProbability(LogitsProcessor):
-    """Remembers the log-probability of the token that greedy decoding takes at each step."""
+class _BestLogProbability:
+    """A logits processor that notes the log-probability of the token greedy decoding takes."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
@@ -92,6 +91,8 @@ class Scorer:
         return scores | {"loss": self.loss.compute().item()}
 
     def _generate(self, model: Any, prompts: dict[str, Tensor]) -> list[dict[str, Any]]:
+        from transformers import LogitsProcessorList  # seconds, which --help need not wait for
+
         recorder = _BestLogProbability()
         width = prompts["input_ids"].shape[1]
         output = model.generate(
