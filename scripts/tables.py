@@ -44,6 +44,8 @@ def format_table() -> str:
     runs = defaultdict(list)
     for path in sorted((ROOT / "results" / "format").glob("*-seed*.json")):
         runs[path.stem.rsplit("-seed", 1)[0]].append(json.loads(path.read_text()))
+    if not runs:
+        return "No record yet: `python benchmarks/fit.py`."
     rows = []
     for config, records in runs.items():
         base = [100 * r["metrics"]["base"]["test"]["exact_match"] for r in records]
@@ -71,8 +73,9 @@ def _added(record: dict) -> int:
 
 def step_table() -> str:
     """The training step beside the common recipe."""
-    record = read("results/benchmarks/step.json")
-    return record["table"]
+    if not (ROOT / "results/benchmarks/step.json").is_file():
+        return "No record yet: `python benchmarks/step.py`."
+    return read("results/benchmarks/step.json")["table"]
 
 
 TABLES = {"tiny": tiny_table, "format": format_table, "step": step_table}
