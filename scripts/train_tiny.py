@@ -15,7 +15,7 @@ import json
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -65,7 +65,22 @@ LOOK = Stage(0.2, {"name": 0.25, "colour": 0.25, "describe": 0.3, "count": 0.2},
 ALL = Stage(
     0.8, {kind: weight for kind, (_, weight) in SOURCE.items()}, turns=(1, 1, 2, 3), text_only=0.1
 )
-STAGES = (LOOK, ALL)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A schedule: stages under one cosine of `steps`, of which the first `stop_at` are run."""
+
+    stages: tuple[Stage, ...]
+    steps: int
+    stop_at: int
+    lr: float
+
+
+PARTS = (
+    Part((LOOK, ALL), steps=4500, stop_at=1500, lr=1.5e-3),
+    Part((replace(ALL, share=1.0),), steps=1100, stop_at=1100, lr=1.5e-3),
+)
 LONG_KINDS = ("describe", "copy", "json")
 SYSTEM_PROMPTS = ("answer briefly.", "you are a bench assistant.")
 
@@ -299,17 +314,17 @@ class ConversationStream:
         return batch
 
 
-def train(model, stream: ConversationStream, args, processor) -> None:
-    """All stages in order, under one warm-up and cosine."""
+def train(model, stream: ConversationStream, part: Part, args, processor) -> None:
+    """The part's stages in order, under one warm-up and cosine, with an optimizer of its own."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+        model.parameters(), lr=part.lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
     start, step = time.time(), 0
-    for stage in STAGES:
+    for stage in part.stages:
         stream.stage = stage
-        for batch in islice(stream, round(stage.share * args.steps)):
-            rate = args.lr * min(1, (step + 1) / 200)
-            rate *= 0.02 + 0.49 * (1 + np.cos(np.pi * step / args.steps))
+        for batch in islice(stream, round(stage.share * part.steps)):
+            rate = part.lr * min(1, (step + 1) / 200)
+            rate *= 0.02 + 0.49 * (1 + np.cos(np.pi * step / part.steps))
             loss = _step(model, optimizer, batch, rate)
             step += 1
             if step % 100 == 0:
@@ -318,7 +333,7 @@ def train(model, stream: ConversationStream, args, processor) -> None:
                 model.save_pretrained(args.out)
                 kinds = [kind for kind in stage.kinds if kind not in LONG_KINDS]
                 print(json.dumps(score(model, processor, "val", 100, kinds)), flush=True)
-            if step == args.stop_at:
+            if step == part.stop_at:
                 return
 
 
@@ -379,7 +394,7 @@ pipeline_tag: image-text-to-text
 # tiny
 
 A LLaVA-architecture model of {parameters:,} parameters over {side} px scenes of tools and parts, trained
-from nothing by `scripts/train_tiny.py` (seed {seed}, the first {stop_at:,} steps of a schedule of {steps:,}, {batch_size} conversations each). It knows
+from nothing by `scripts/train_tiny.py` (seed {seed}, {steps:,} steps of {batch_size} conversations). It knows
 this one little world and nothing else; it exists so that everything here runs in minutes on a CPU.
 
 Exact match, greedy, {count} questions a kind on held-out layouts (no layout of the test split was ever
@@ -398,8 +413,9 @@ def write_card(model, processor, args) -> dict[str, float]:
         parameters=sum(p.numel() for p in model.parameters()),
         side=SIDE,
         count=args.score_count,
+        steps=sum(part.stop_at for part in PARTS),
         rows=rows,
-        **{key: getattr(args, key) for key in ("seed", "steps", "stop_at", "batch_size")},
+        **{key: getattr(args, key) for key in ("seed", "batch_size")},
     )
     (args.out / "README.md").write_text(card)
     (args.out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
@@ -412,11 +428,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--stop_at", type=int, default=1500, help="step of the schedule to stop at")
+    parser.add_argument("--first_part", type=int, default=0, help="go on from --out with this part")
     parser.add_argument("--tower_steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--score_count", type=int, default=1000)
     args = parser.parse_args()
@@ -427,11 +441,19 @@ def main() -> None:
     model = build_model(processor.tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     scenes, pixels = draw_pool(args.seed, args.scenes)
-    warm_up_tower(model, scenes, pixels, args.tower_steps)
+    if args.first_part:
+        model = type(model).from_pretrained(args.out)
+        model.train()
+    else:
+        warm_up_tower(model, scenes, pixels, args.tower_steps)
     args.out.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(args.out)
-    stream = ConversationStream(processor.tokenizer, scenes, pixels, args.seed, args.batch_size)
-    train(model, stream, args, processor)
+    for number, part in enumerate(PARTS):
+        if number < args.first_part:
+            continue
+        seed = args.seed + 1000 * number
+        stream = ConversationStream(processor.tokenizer, scenes, pixels, seed, args.batch_size)
+        train(model, stream, part, args, processor)
     model.save_pretrained(args.out)
     print(json.dumps(write_card(model, processor, args), indent=1))
 
