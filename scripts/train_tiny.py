@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Train the embedded base `tiny` from nothing: a 1.3 M-parameter LLaVA over 64 px scenes.
+"""Train the embedded base `tiny` from nothing: a small LLaVA over 64 px scenes of tools and parts.
 
-    python scripts/train_tiny.py --out vlmpeft/assets/tiny      # 2 CPU cores: about 15 minutes
+    python scripts/train_tiny.py --out vlmpeft/assets/tiny      # 2 CPU cores
 
-Three steps, all seeded: a byte-level BPE on source-task text; a warm-up of the vision tower by cell-wise
-name and colour heads (end to end from nothing the model stays at chance for a long time); then the
-whole model on conversations of one to four turns. The scores per kind go into the folder's README.md.
+All seeded: a byte-level BPE on source-task text; a warm-up of the vision tower by heads that name and
+colour each patch's cell (end to end from nothing the model stays at chance for a long time); then PARTS,
+each with an optimizer and a schedule of its own, on conversations of one to three turns. The shipped
+weights were made in two calls, the second with `--first_part 1`. The scores per kind go into the folder's
+README.md.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Full(Strategy):
     """Train every weight of the component, in fp32.
 
     Args:
-        learning_rate: LLaVA's projector rate beside a LoRA on the language model (LLaVA-1.5, appendix).
+        learning_rate: LLaVA's projector rate beside a LoRA on the language model (LLaVA-1.5's own LoRA script).
     """
 
     learning_rate: float = 2e-5
