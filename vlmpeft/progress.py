@@ -37,7 +37,8 @@ class FitProgress(ProgressBar):
             initial=trainer.global_step,
             desc="fit",
             unit="step",
-            mininterval=0.2 if tty else 1e9,
+            mininterval=0.2 if tty else 0,
+            maxinterval=10 if tty else float("inf"),
             miniters=None if tty else max(1, total // 10),
             dynamic_ncols=True,
         )

@@ -65,10 +65,10 @@ class Scene:
         return [(place, part) for place, part in zip(PLACES, self.parts, strict=True) if part]
 
 
-def random_scene(rng: random.Random, split: str | None = None) -> Scene:
-    """Draw scenes until one belongs to `split` (any split if None)."""
+def random_scene(rng: random.Random, split: str | None = None, occupancy: float = 0.78) -> Scene:
+    """Draw scenes until one belongs to `split` (any split if None); each place is taken by chance."""
     while True:
-        parts = tuple(_random_part(rng) if rng.random() < 0.78 else None for _ in PLACES)
+        parts = tuple(_random_part(rng) if rng.random() < occupancy else None for _ in PLACES)
         scene = Scene(parts, bench=rng.randint(205, 245), noise_seed=rng.getrandbits(32))  # type: ignore[arg-type]
         if any(parts) and split in (None, scene.split):
             return scene

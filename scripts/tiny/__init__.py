@@ -1,0 +1,1 @@
+"""How the embedded base is made: its architecture, its conversations, its training, its scores."""
