@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--scenes", type=int, default=32_000)
     parser.add_argument("--score_count", type=int, default=1000)
+    parser.add_argument("--share", type=float, default=1.0, help="of every stage, for a quick look")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
 
@@ -56,7 +58,8 @@ def main() -> None:
         model.save_pretrained(args.out)
         return score(model, processor, "val", 100)
 
-    for number, stage in enumerate(STAGES[args.first_stage :], args.first_stage):
+    stages = [replace(stage, steps=max(1, round(args.share * stage.steps))) for stage in STAGES]
+    for number, stage in enumerate(stages[args.first_stage :], args.first_stage):
         conversations = Conversations(
             tokenizer, scenes, pixels, seed=args.seed + number, batch_size=args.batch_size
         )
@@ -65,7 +68,7 @@ def main() -> None:
         train(model, conversations, stage, report)
     model.save_pretrained(args.out)
     scores = score(model, processor, "test", args.score_count)
-    steps = sum(stage.steps for stage in STAGES)
+    steps = sum(stage.steps for stage in stages)
     write_card(args.out, scores, model, vars(args) | {"steps": steps})
     print(json.dumps(scores, indent=1))
 

@@ -1,6 +1,5 @@
 """Minutes-long checks: `make test-slow`."""
 
-import json
 import subprocess
 import sys
 
@@ -24,10 +23,10 @@ def test_a_training_step_equals_the_common_recipe_s(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "least"),
-    [("name", 0.95), ("colour", 0.95), ("count", 0.95), ("yes_no", 0.9), ("describe", 0.85)],
-)
-def test_the_embedded_base_reaches_its_target(kind, least):
-    scores = json.loads((ROOT / "vlmpeft/assets/tiny/scores.json").read_text())
-    assert scores[kind] >= least
+def test_the_embedded_base_can_be_made_again(tmp_path):
+    command = [sys.executable, "scripts/train_tiny.py", "--out", str(tmp_path / "tiny")]
+    command += ["--eyes_steps=2", "--share=0.001", "--scenes=64", "--score_count=4"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    made = {path.name for path in (tmp_path / "tiny").iterdir()}
+    shipped = {path.name for path in (ROOT / "vlmpeft/assets/tiny").iterdir()}
+    assert made == shipped

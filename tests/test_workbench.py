@@ -5,7 +5,13 @@ from PIL import Image
 from vlmpeft.data.workbench.build import TASKS, build_task
 from vlmpeft.data.workbench.format import ITEMS, PAINTS
 from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, Part, Scene, draw_scene
-from vlmpeft.data.workbench.source import SOURCE, ask_yes_no
+from vlmpeft.data.workbench.source import (
+    SOURCE,
+    ask_describe,
+    ask_record,
+    ask_told,
+    ask_yes_no,
+)
 
 
 def _scenes(split, number=400):
@@ -72,11 +78,60 @@ def test_answers_are_true_of_the_scene():
     assert truths["what colour is the part at the bottom left?"] == "blue"
     assert truths["where is the blue nut?"] == "bottom left"
     assert "where is the red gear?" not in truths
+    assert truths["where is the nut?"] == truths["where is the blue part?"] == "bottom left"
     assert truths["is the part at the top left blue?"] == "no"
+    assert truths["is the part at the bottom left red? look first."] == "blue, so no."
+    assert truths["is the part at the bottom left a nut? look first."] == "nut, so yes."
+    assert truths["is each part red?"] == "yes, no, no, yes."
+    assert truths["is each part a nut?"] == "no, no, yes, no."
     expected = (
         "a red gear at the top left, a blue nut at the bottom left, a red gear at the bottom right."
     )
     assert truths["describe the picture."] == expected
+
+
+def test_what_is_told_is_what_would_be_shown():
+    import random
+
+    rng, kinds = random.Random(0), set()
+    for scene in _scenes("train", 300):
+        if question := ask_told(scene, rng):
+            description = ask_describe(scene, rng).answer
+            assert question.prompt.startswith(description)
+            assert not question.about_picture
+            kinds.add(question.prompt.removeprefix(description).split()[0])
+    assert kinds == {"what", "how", "where", "is"}
+
+
+def test_records_hold_what_was_asked_for():
+    import random
+
+    rng = random.Random(0)
+    for scene in _scenes("train", 300):
+        question = ask_record(scene, rng)
+        place, _, wanted = question.prompt.removeprefix("the part at the ").partition(" as json: ")
+        part = dict(scene.occupied())[place]
+        values = {"name": part.name, "colour": part.colour, "place": place}
+        keys = dict(entry.split(" is its ") for entry in wanted.split(", "))
+        assert json.loads(question.answer) == {key: values[what] for key, what in keys.items()}
+
+
+def test_a_word_is_the_same_tokens_wherever_it_stands():
+    from vlmpeft.base import BaseSpec, load_processor
+
+    tokenizer = load_processor(BaseSpec()).tokenizer
+    for word in (*NAMES, *COLOURS, *PLACES, *ITEMS.values(), *PAINTS.values()):
+        (alone,) = tokenizer([word]).input_ids
+        for text in (
+            f"repeat: {word}",
+            f'{{"{word}": 1}}',
+            f"where is the {word}?",
+            f"x is {word}, y",
+        ):
+            (ids,) = tokenizer([text]).input_ids
+            spans = [ids[i : i + len(alone)] for i in range(len(ids))]
+            assert alone in spans, (word, text)
+    assert all(len(tokenizer(word).input_ids) == 1 for word in (*NAMES, *COLOURS, *PLACES))
 
 
 def test_format_answers_are_json_in_the_house_vocabulary():
