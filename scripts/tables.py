@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of README.md and docs/results.md from the committed records.
+"""Write the tables of README.md and docs/results.md, and config headers, from the committed records.
 
 python scripts/tables.py            # or: make tables
 python scripts/tables.py --check    # exit 1 if a table is not what its records give
@@ -39,17 +39,22 @@ def tiny_table() -> str:
     )
 
 
-def format_table() -> str:
-    """Runs on the `format` task: one row a config, over its seeds."""
+def format_runs() -> dict[str, list[dict]]:
+    """Config -> its records on the `format` task, one a seed."""
     runs = defaultdict(list)
     for path in sorted((ROOT / "results" / "format").glob("*-seed*.json")):
         runs[path.stem.rsplit("-seed", 1)[0]].append(json.loads(path.read_text()))
-    if not runs:
-        return "No record yet: `python benchmarks/fit.py`."
+    return runs
+
+
+def exact_match(records: list[dict], which: str) -> list[float]:
+    return [record["metrics"][which]["test"]["exact_match"] for record in records]
+
+
+def format_table() -> str:
+    """Runs on the `format` task: one row a config, over its seeds."""
     rows = []
-    for config, records in runs.items():
-        base = [100 * r["metrics"]["base"]["test"]["exact_match"] for r in records]
-        tuned = [r["metrics"]["tuned"]["test"]["exact_match"] for r in records]
+    for config, records in format_runs().items():
         first = records[0]
         share = 100 * first["trainable"] / (first["total"] + _added(first))
         rows.append(
@@ -57,11 +62,13 @@ def format_table() -> str:
                 f"`{config}.yaml`",
                 f"{first['trainable']:,}",
                 f"{share:.2f}",
-                f"{statistics.mean(base):.1f}",
-                spread(tuned),
+                f"{100 * statistics.mean(exact_match(records, 'base')):.1f}",
+                spread(exact_match(records, "tuned")),
                 str(len(records)),
             ]
         )
+    if not rows:
+        return "No record yet: `python benchmarks/fit.py`."
     return markdown(["config", "trainable", "%", "base", "tuned", "seeds"], rows)
 
 
@@ -90,17 +97,35 @@ def fill(text: str) -> str:
     return re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
+def header(text: str, records: list[dict]) -> str:
+    """A config with the time and the result of its runs in its header."""
+    seconds = [sum(record["seconds"].values()) for record in records]
+    before, after = statistics.mean(exact_match(records, "base")), exact_match(records, "tuned")
+    lines = {
+        "time": f"{statistics.mean(seconds):.0f} s, scoring before and after included "
+        f"({records[0]['device']})",
+        "result": f"exact match {100 * before:.1f} -> {spread(after)} % on test, "
+        f"seeds {', '.join(str(record['seed']) for record in records)}",
+    }
+    for key, value in lines.items():
+        text = re.sub(rf"^# {key}: .*$", f"# {key}: {value}", text, flags=re.MULTILINE)
+    return text
+
+
 def main() -> int:
+    runs = format_runs()
+    new = {
+        ROOT / name: fill((ROOT / name).read_text()) for name in ("README.md", "docs/results.md")
+    }
+    for config, records in runs.items():
+        path = ROOT / "configs" / f"{config}.yaml"
+        new[path] = header(path.read_text(), records)
     stale = []
-    for name in ("README.md", "docs/results.md"):
-        path = ROOT / name
-        if not path.is_file():
-            continue
-        new = fill(path.read_text())
-        if new != path.read_text():
-            stale.append(name)
+    for path, text in new.items():
+        if text != path.read_text():
+            stale.append(str(path.relative_to(ROOT)))
             if "--check" not in sys.argv:
-                path.write_text(new)
+                path.write_text(text)
     print("stale: " + ", ".join(stale) if stale else "tables are what their records give")
     return 1 if stale and "--check" in sys.argv else 0
 

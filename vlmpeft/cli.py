@@ -168,7 +168,7 @@ class VLMCLI(LightningCLI):
         """The resolved configuration as plain data, without what is only about this call."""
         text = self._parser(self.verb).dump(self.settings, skip_validation=True, format="json")
         plain = json.loads(text)
-        for key in ("config", "resume", "yes", "run_name"):
+        for key in ("config", "resume", "yes", "run_name", "runs_dir"):
             plain.pop(key, None)
         return plain
 

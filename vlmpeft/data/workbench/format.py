@@ -1,6 +1,6 @@
 """The `format` target task: the same pictures, answered as JSON records in a house vocabulary.
 
-The pictures and what has to be seen in them are the source task's; what is new is the form, the keys
+The pictures, the questions and what has to be seen are the source task's; what is new is the form, the keys
 and the words. It isolates a language-side shift.
 """
 
@@ -28,6 +28,7 @@ ITEMS = {
     "plate": "slab",
     "wedge": "prism",
 }
+STYLE = " as json: house style."
 BAYS: dict[str, str] = dict(zip(PLACES, ("A1", "A2", "B1", "B2"), strict=True))
 
 
@@ -37,7 +38,7 @@ def _record(place: str, part: Part) -> dict[str, str]:
 
 def ask_part_record(scene: Scene, rng: random.Random) -> Question | None:
     place, part = rng.choice(scene.occupied())
-    return Question("part", f"record the part at the {place}.", json.dumps(_record(place, part)))
+    return Question("part", f"the part at the {place}{STYLE}", json.dumps(_record(place, part)))
 
 
 def ask_count_record(scene: Scene, rng: random.Random) -> Question | None:
@@ -53,12 +54,12 @@ def ask_count_record(scene: Scene, rng: random.Random) -> Question | None:
         record = {"paint": PAINTS[word], **record}
     elif word in ITEMS:
         record = {"item": ITEMS[word], **record}
-    return Question("count", f"record the number of {subject}.", json.dumps(record))
+    return Question("count", f"{plain.prompt}{STYLE}", json.dumps(record))
 
 
 def ask_scene_record(scene: Scene, rng: random.Random) -> Question | None:
     records = [_record(place, part) for place, part in scene.occupied()]
-    return Question("scene", "record the whole picture.", json.dumps(records))
+    return Question("scene", f"the whole picture{STYLE}", json.dumps(records))
 
 
 FORMAT: dict[str, tuple[Ask, float]] = {
