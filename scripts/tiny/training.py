@@ -83,14 +83,19 @@ STAGES = (
     # the loss.
     Stage(
         Mixture(
-            {"name": 0.12, "colour": 0.1, "count": 0.1, "place": 0.14, "yes_no": 0.1, "check": 0.04}
-            | {
-                "each": 0.04,
-                "describe": 0.08,
-                "told": 0.08,
-                "record": 0.05,
-                "copy": 0.05,
-                "json": 0.06,
+            {
+                "name": 12,
+                "colour": 10,
+                "count": 10,
+                "place": 14,
+                "yes_no": 10,
+                "check": 4,
+                "each": 4,
+                "describe": 8,
+                "record": 5,
+                "told": 8,
+                "copy": 5,
+                "json": 6,
             },
             turns=(1, 2, 3, 4),
             text_only=0.1,
@@ -100,7 +105,7 @@ STAGES = (
         muon_rate=0.02,
     ),
     # Comparing and searching, which one-word answers alone teach: among long answers they are a few percent
-    # of the supervised tokens and stay at chance, and at Muon's usual rate of 0.02 they stay there too.
+    # of the supervised tokens and stay at chance, and so they do for 400 steps at Muon's usual rate of 0.02.
     Stage(
         Mixture(
             {"name": 0.1, "colour": 0.1, "count": 0.15, "place": 0.35, "yes_no": 0.3},
