@@ -230,7 +230,9 @@ def test_accumulated_steps_equal_one_big_batch(tmp_path, task, pictures):
         assert read_record(tmp_path / name)["steps"] == 3
         adapters[name] = load_file(tmp_path / name / "adapter/adapter_model.safetensors")
     big, small = adapters["big"], adapters["small"]
-    assert all(torch.allclose(big[name], small[name], atol=2e-5) for name in big)
+    # root mean square: where a gradient is almost zero, Adam makes a step out of the last bits of a sum
+    apart = {name: (big[name] - small[name]).square().mean().sqrt() for name in big}
+    assert max(apart.values()) < 2e-6, max(apart, key=lambda name: apart[name])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
