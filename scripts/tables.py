@@ -27,8 +27,9 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} +- {100 * sd:.1f}"
+    """Mean and, of several, standard deviation, in percent."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def tiny_table() -> str:
@@ -105,7 +106,7 @@ def header(text: str, records: list[dict]) -> str:
         "time": f"{statistics.mean(seconds):.0f} s, scoring before and after included "
         f"({records[0]['device']})",
         "result": f"exact match {100 * before:.1f} -> {spread(after)} % on test, "
-        f"seeds {', '.join(str(record['seed']) for record in records)}",
+        f"seed {', '.join(str(record['seed']) for record in records)}",
     }
     for key, value in lines.items():
         text = re.sub(rf"^# {key}: .*$", f"# {key}: {value}", text, flags=re.MULTILINE)
