@@ -25,10 +25,8 @@ from vlmpeft.records import read_record, versions, write_json
 MOST_SECONDS, MOST_BYTES, MOST_BASE, LEAST_TUNED = 180, 1.5e9, 0.10, 0.90
 
 
-def run_fit(
-    config: str, seed: int, results: Path, extra: list[str]
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """One fit in a fresh process and cache; keeps its record, returns it and what it cost."""
+def run_fit(config: str, seed: int, extra: list[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """One fit in a fresh process and cache; returns its record and what it cost."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "vlmpeft", "fit", "--config", config, *extra]
         command += [f"--seed_everything={seed}", f"--runs_dir={scratch}", "--run_name=run"]
@@ -36,8 +34,7 @@ def run_fit(
         subprocess.run(command, check=True, env=os.environ | {"VLMPEFT_CACHE": f"{scratch}/cache"})
         seconds = time.perf_counter() - start
         record = read_record(Path(scratch) / "run")
-        assert record is not None
-        write_json(results / f"{Path(config).stem}-seed{seed}.json", record)
+    assert record is not None
     return record, {"seconds": seconds, "peak_bytes": record["peak_memory_bytes"]}
 
 
@@ -74,7 +71,8 @@ def main() -> int:
     args, extra = parser.parse_known_args()
     stem, records, costs = Path(args.config).stem, [], []
     for seed in args.seeds:
-        record, cost = run_fit(args.config, seed, args.results / "format", extra)
+        record, cost = run_fit(args.config, seed, extra)
+        write_json(args.results / "format" / f"{stem}-seed{seed}.json", record)
         records.append(record)
         costs.append(cost)
     summary = summarise(records, costs)

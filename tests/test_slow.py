@@ -7,6 +7,8 @@ import pytest
 
 from .conftest import ROOT
 
+TINY = ROOT / "vlmpeft/assets/tiny"
+
 
 @pytest.mark.slow
 def test_the_recipe_takes_format_from_below_10_to_at_least_90_percent(tmp_path):
@@ -28,5 +30,7 @@ def test_the_embedded_base_can_be_made_again(tmp_path):
     command += ["--eyes_steps=2", "--share=0.001", "--scenes=64", "--score_count=4"]
     subprocess.run(command, cwd=ROOT, check=True)
     made = {path.name for path in (tmp_path / "tiny").iterdir()}
-    shipped = {path.name for path in (ROOT / "vlmpeft/assets/tiny").iterdir()}
+    shipped = {path.name for path in TINY.iterdir()}
     assert made == shipped
+    tokenizers = [path / "tokenizer.json" for path in (tmp_path / "tiny", TINY)]
+    assert tokenizers[0].read_bytes() == tokenizers[1].read_bytes()

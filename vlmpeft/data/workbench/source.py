@@ -77,7 +77,19 @@ def ask_place(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_yes_no(scene: Scene, rng: random.Random) -> Question | None:
-    """A claim about one named place, true half of the time.
+    """A claim about one named place, true half of the time."""
+    prompt, _, answer = _claim(scene, rng)
+    return Question("yes_no", prompt, answer)
+
+
+def ask_check(scene: Scene, rng: random.Random) -> Question | None:
+    """The same claims, answered by saying what is there first and judging then."""
+    prompt, truth, answer = _claim(scene, rng)
+    return Question("check", f"{prompt} look first.", f"{truth}, so {answer}.")
+
+
+def _claim(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
+    """(a claim as a question, what is true, yes or no).
 
     Half of the false claims borrow the attribute of another part of the scene (a hard negative), so
     that "is it anywhere in the picture" is not enough.
@@ -89,18 +101,7 @@ def ask_yes_no(scene: Scene, rng: random.Random) -> Question | None:
     if rng.random() < 0.5:
         claim, answer = _false_claim(scene, about, truth, rng), "no"
     what = claim if about == "colour" else f"a {claim}"
-    return Question("yes_no", f"is the part at the {place} {what}?", answer)
-
-
-def ask_check(scene: Scene, rng: random.Random) -> Question | None:
-    """The same claims, answered by saying what is there first and judging then."""
-    claim = ask_yes_no(scene, rng)
-    assert claim is not None
-    words = claim.prompt.removesuffix("?").split()
-    place = " ".join(words[5:7])
-    part = dict(scene.occupied())[place]
-    seen = part.colour if words[-1] in COLOURS else part.name
-    return Question("check", f"{claim.prompt} look first.", f"{seen}, so {claim.answer}.")
+    return f"is the part at the {place} {what}?", truth, answer
 
 
 def ask_each(scene: Scene, rng: random.Random) -> Question | None:
