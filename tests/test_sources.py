@@ -166,7 +166,7 @@ def test_answer_limit_is_the_longest_training_answer(tmp_path, pictures):
 
 def test_lengths_count_image_tokens(tmp_path, pictures):
     data = _data(tmp_path, pictures, [llava("hi"), llava("hi", image=None)])
-    first, second = data.lengths["train"]
+    first, second = data.lengths("train")
     assert first - second == 16
 
 

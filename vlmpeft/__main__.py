@@ -15,7 +15,7 @@ fine-tune vision-language models, component by component
   test        score test              --adapter DIR
   predict     write predictions.jsonl --adapter DIR
   plan        what a config trains, without loading weights
-  data        workbench TASK: write a built-in task to disk
+  data        check, template, workbench: look at data, begin a data set, write a built-in one
   doctor      versions, devices, one tiny step
 
   python -m vlmpeft fit --config lora_r16.yaml
@@ -53,7 +53,8 @@ def _fail(error: object, code: int) -> int:
     return code
 
 
-def _lightning(verb: str, args: list[str]) -> None:
+def _prepare_libraries(verb: str, args: list[str]) -> list[str]:
+    """Quiet the libraries before they are imported; the arguments with configs found."""
     for name, value in {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -65,6 +66,11 @@ def _lightning(verb: str, args: list[str]) -> None:
 
     args = lightning_args(verb, args)
     declare_torchvision_ops()
+    return args
+
+
+def _lightning(verb: str, args: list[str]) -> None:
+    args = _prepare_libraries(verb, args)
     if verb == "plan":
         from vlmpeft.planning import show_plan
 
@@ -78,7 +84,14 @@ def _lightning(verb: str, args: list[str]) -> None:
 def _data(verb: str, args: list[str]) -> None:
     from vlmpeft.data.command import main as data
 
-    data(args)
+    data(args, _check)
+
+
+def _check(args: list[str]) -> None:
+    args = _prepare_libraries("fit", args)
+    from vlmpeft.checking import check_data
+
+    check_data(args)
 
 
 def _doctor(verb: str, args: list[str]) -> None:

@@ -31,6 +31,7 @@ def save_adapter(
     base: dict[str, Any],
     chat_template: str | None = None,
     decoding: dict[str, Any] | None = None,
+    max_pixels: int | None = None,
     card: str = "",
 ) -> Path:
     """Write everything the plan trained to a folder; it appears whole or not at all.
@@ -46,6 +47,7 @@ def save_adapter(
         base: what `base.origin` says of the base.
         chat_template: the template trained with, if it is not the processor's own.
         decoding: token limit and end tokens that scores were made with.
+        max_pixels: pictures above it were scaled down.
         card: Markdown for README.md.
     """
     scratch = out.with_name(out.name + ".tmp")
@@ -63,7 +65,7 @@ def save_adapter(
         if chat_template:
             (scratch / "chat_template.jinja").write_text(chat_template)
         manifest = _manifest(attached, tensors, processor, base, chat_template)
-        _write_json(scratch / MANIFEST, manifest | {"decoding": decoding})
+        _write_json(scratch / MANIFEST, manifest | {"decoding": decoding, "max_pixels": max_pixels})
         (scratch / "README.md").write_text(card)
         shutil.rmtree(out, ignore_errors=True)
         scratch.replace(out)

@@ -14,12 +14,13 @@ import torch
 import yaml
 from rich.console import Console
 
+from vlmpeft.adapters import read_manifest
 from vlmpeft.base import parameter_count
 from vlmpeft.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoints
 from vlmpeft.config import explain, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import Interrupted, UserError
-from vlmpeft.fit import Eval, FitRun, make_scorer, new_run_dir, use_adapter
+from vlmpeft.fit import Eval, FitRun, Search, make_scorer, new_run_dir, use_adapter
 from vlmpeft.module import VLMModule
 from vlmpeft.progress import FitProgress, MetricsCsv
 from vlmpeft.records import (
@@ -29,6 +30,7 @@ from vlmpeft.records import (
     write_json,
     write_predictions,
 )
+from vlmpeft.report import group_table
 from vlmpeft.scoring import score_loader
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
@@ -92,6 +94,7 @@ class VLMCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Eval, "eval")
+        parser.add_class_arguments(Search, "search")
         # a run's config.yaml serves every verb, so every verb takes the keys of a run
         parser.add_argument("--runs_dir", type=str, default="runs", help="Where run folders are.")
         parser.add_argument(
@@ -224,12 +227,14 @@ class VLMCLI(LightningCLI):
             self.evaluation,
             self._plain_config,
             self.checkpoints,
+            self._get(self.config_init, "search"),
         )
         with self._failure_recorded():
             run.load()
             if not settings.resume:
                 text = yaml.safe_dump(self._plain_config, sort_keys=False)
                 write_atomically(self.run_dir / "config.yaml", text.encode())
+                run.write_split()
             run.score_base()
             run.attach(settings.init_adapter)
             with run.timed("fit"), self._interruption():
@@ -321,6 +326,9 @@ class VLMCLI(LightningCLI):
 
     def _prepare_scoring(self, split: str) -> None:
         adapter = self.settings.adapter
+        if adapter:
+            manifest = read_manifest(adapter)
+            self.data.max_pixels = manifest.get("max_pixels", self.data.max_pixels)
         self.data.prepare(self.module.processor, splits=(split,))
         self.module.load(self.trainer.strategy.root_device)
         self.module.trainer = self.trainer
@@ -338,14 +346,18 @@ class VLMCLI(LightningCLI):
         return Path(adapter).parent if adapter else Path.cwd()
 
     def _print_scores(self, split: str) -> None:
-        scores = self.module.scorer.compute()
-        Console(highlight=False).print(
-            f"{split}, {len(self.module.scorer.items)} items: "
+        scorer = self.module.scorer
+        scores, groups = scorer.compute(), scorer.groups()
+        console = Console(highlight=False)
+        console.print(
+            f"{split}, {len(scorer.items)} items: "
             + ", ".join(f"{name} {value:.6f}" for name, value in scores.items())
         )
+        if groups:
+            console.print(group_table(f"{split} by {self.data.group_by}", groups))
         print(json.dumps({f"{split}/{name}": value for name, value in scores.items()}))  # noqa: T201
         if self.settings.out:
-            write_items(Path(self.settings.out) / "items.jsonl.gz", self.module.scorer.items)
+            write_items(Path(self.settings.out) / "items.jsonl.gz", scorer.items)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from vlmpeft.adapters import (
 )
 from vlmpeft.base import origin
 from vlmpeft.checkpoints import RunCheckpoints
+from vlmpeft.data.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import UserError
 from vlmpeft.module import VLMModule
@@ -36,7 +37,7 @@ from vlmpeft.records import (
     write_predictions,
 )
 from vlmpeft.report import device_name, model_card, plan_table, print_result
-from vlmpeft.scoring import Scorer, score_loader
+from vlmpeft.scoring import Scorer, Scores, score_loader
 from vlmpeft.shipped import cache_dir
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
@@ -51,12 +52,28 @@ class Eval:
         every: optimizer steps between validations; 0 is once an epoch for best, never for last.
         limit: items scored per split; null is all.
         batch_size: items generated for at once.
+        controls: scored as well, after training: blank shows a grey picture in place of each, shuffled that of
+            another item. A model that looks at its pictures does worse.
     """
 
     select: Literal["best", "last"] = "last"
     every: int = 0
     limit: int | None = None
     batch_size: int = 64
+    controls: list[Literal["blank", "shuffled"]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the settings of a run were found; a score chosen among many is worth less.
+
+    Args:
+        tried: settings that were compared before these were taken.
+        on: the split they were compared on.
+    """
+
+    tried: int = 1
+    on: str = "val"
 
 
 class FitRun:
@@ -70,6 +87,7 @@ class FitRun:
         evaluation: how the run is scored.
         config: resolved config, plain data.
         checkpoints: the callback that keeps last and best.
+        search: how the settings were found.
     """
 
     def __init__(
@@ -81,12 +99,16 @@ class FitRun:
         evaluation: Eval,
         config: dict[str, Any],
         checkpoints: RunCheckpoints,
+        search: Search = Search(),
     ):
         self.run_dir, self.trainer, self.module, self.data = run_dir, trainer, module, data
         self.evaluation, self.config, self.checkpoints = evaluation, config, checkpoints
+        self.search = search
         self.console = Console(stderr=False, highlight=False)
         self.seconds = {"load": 0.0, "fit": 0.0, "score": 0.0}
-        self.metrics: dict[str, dict[str, dict[str, float]]] = {"base": {}, "tuned": {}}
+        self.metrics: dict[str, dict[str, Scores]] = {"base": {}, "tuned": {}}
+        self.groups: dict[str, dict[str, dict[str, Scores]]] = {"base": {}, "tuned": {}}
+        self.controls: dict[str, Scores] = {}
 
     # -- before --------------------------------------------------------------------------------
 
@@ -105,12 +127,8 @@ class FitRun:
         }
 
     def _report_data(self) -> None:
-        counts = ", ".join(
-            f"{entry['conversations']} {split}" for split, entry in self.data.identity().items()
-        )
-        self.console.print(f"data: {counts}; longest answer {self.data.max_target_tokens} tokens")
-        if skipped := self.data.skipped:
-            self.console.print(f"skipped {len(skipped)}: " + "; ".join(skipped[:5]))
+        for line in brief_audit(self.data):
+            self.console.print(line, soft_wrap=True, markup=False)
 
     def score_base(self) -> None:
         """Score the untouched base on val and test; the result is cached by all that it depends on."""
@@ -119,19 +137,23 @@ class FitRun:
             path = cache_dir() / "base_scores" / f"{key}.jsonl.gz"
             if path.is_file():
                 head, *_ = read_items(path)
-                self.metrics["base"][split] = head["metrics"]
+                self.metrics["base"][split], self.groups["base"][split] = (
+                    head["metrics"],
+                    head["groups"],
+                )
                 continue
-            scores, items = self._score(split)
-            self.metrics["base"][split] = scores
-            write_items(path, [{"metrics": scores}, *items])
+            items = self._score("base", split)
+            head = {"metrics": self.metrics["base"][split], "groups": self.groups["base"][split]}
+            write_items(path, [head, *items])
 
     def _base_score_identity(self, split: str) -> dict[str, Any]:
         return {
             "base": {key: self.base[key] for key in ("fingerprint", "bits")},
             "data": self.data.identity()[split],
-            "template": self.data.encoder.template,
+            "encoder": self.data.encoder.identity(),
             "decoding": self.decoding,
-            "metrics": [type(metric).__qualname__ for metric in self.module.metrics],
+            "metrics": [metric.identity() for metric in self.module.metrics],
+            "group_by": self.data.group_by,
             "evaluation": {
                 "limit": self.evaluation.limit,
                 "batch_size": self.evaluation.batch_size,
@@ -149,6 +171,11 @@ class FitRun:
             start_from(init_adapter, self.module, self.base)
         self.console.print(plan_table(self.module.attached))
 
+    def write_split(self) -> None:
+        """Which conversation is in which split, if splits were taken out of train."""
+        if members := self.data.split_members():
+            write_json(self.run_dir / "split.json", members)
+
     # -- after ---------------------------------------------------------------------------------
 
     def finish(self) -> dict[str, Any]:
@@ -156,6 +183,7 @@ class FitRun:
         steps = self.trainer.global_step
         self.selected = self.checkpoints.load_selected(self.module, steps)
         items = self._score_tuned()
+        self._score_controls()
         adapter = self._save_adapter()
         if items:
             write_items(self.run_dir / "items.jsonl.gz", items)
@@ -163,23 +191,40 @@ class FitRun:
         record = self._record(steps, adapter)
         write_json(self.run_dir / "result.json", record)
         title = f"{self.run_dir.name}: before and after ({self.selected['by']} checkpoint)"
-        print_result(self.console, title, self.metrics, adapter)
+        print_result(self.console, title, record, adapter)
         return record
 
     def _score_tuned(self) -> list[dict[str, Any]]:
-        """Items of the last scored split: test if there is one."""
-        items: list[dict[str, Any]] = []
-        for split in self._scored_splits():
-            self.metrics["tuned"][split], items = self._score(split)
-        return items
+        """Items of the reported split."""
+        items = {split: self._score("tuned", split) for split in self._scored_splits()}
+        return items[self._reported_split()] if items else []
+
+    def _score_controls(self) -> None:
+        """The reported split with other pictures in place of its own."""
+        for control in self.evaluation.controls if self._scored_splits() else ():
+            scores, _ = self._run_scorer(self._reported_split(), control)
+            self.controls[control] = scores
 
     def _scored_splits(self) -> list[str]:
-        return [split for split in ("val", "test") if self.data.has(split)]
+        return [split for split in ("val", "test", "retention") if self.data.has(split)]
 
-    def _score(self, split: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def _reported_split(self) -> str:
+        """Test, else val: the split of items, controls and the primary score."""
+        return next(split for split in ("test", "val", "retention") if self.data.has(split))
+
+    def _score(self, state: str, split: str) -> list[dict[str, Any]]:
+        """Score a split with the model as it is, `base` or `tuned`; returns its items."""
+        self.metrics[state][split], items = self._run_scorer(split)
+        assert self.module.scorer is not None
+        self.groups[state][split] = self.module.scorer.groups() if split != "retention" else {}
+        return items
+
+    def _run_scorer(
+        self, split: str, control: str | None = None
+    ) -> tuple[Scores, list[dict[str, Any]]]:
         assert self.module.scorer is not None
         with self.timed("score"):
-            loader = self.data.scoring_loader(split)
+            loader = self.data.scoring_loader(split, control)
             device = self.trainer.strategy.root_device
             return score_loader(
                 self.module.scorer, self.module.model, loader, device, self.module.autocast()
@@ -194,6 +239,7 @@ class FitRun:
             base=self.base,
             chat_template=self.data.encoder.template if self.data.chat_template else None,
             decoding=self.decoding,
+            max_pixels=self.data.max_pixels,
             card=model_card(self.run_dir.name, self.base, self.module.plan, self.metrics),
         )
 
@@ -207,14 +253,16 @@ class FitRun:
             "status": "done",
             "study": None,
             "row": None,
-            "task": self.config["data"]["train"],
+            "task": self.data.reader.name("train"),
             "seed": self.module.seed,
             "base": self.base,
             "data": self.data.identity(),
             "metrics": self.metrics,
+            "groups": self.groups if self.data.group_by else None,
+            "controls": self.controls or None,
             "primary": self.module.metrics[0].name,
             "selected": self.selected,
-            "search": {"tried": 1, "on": "val"},
+            "search": asdict(self.search),
             "decoding": self.decoding,
             "trainable": summary["trainable"],
             "reachable": sum(sizes[name] for name in self.module.reached),
@@ -237,7 +285,7 @@ class FitRun:
         """What makes this run this run: no paths, names, workers, loggers, devices or versions."""
         trainer, data = self.config["trainer"], self.config["data"]
         schedule = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
-        batches = ("batch_size", "max_length", "over_length", "on_error")
+        batches = ("batch_size", "max_length", "max_pixels", "over_length", "on_error")
         module = ("weight_decay", "warmup_ratio", "gradient_checkpointing")
         return {
             "plan": self.module.plan.to_dict(),
@@ -247,8 +295,8 @@ class FitRun:
             "schedule": {key: trainer.get(key) for key in schedule}
             | {key: data[key] for key in batches}
             | {key: self.config["model"][key] for key in module},
-            "metrics": self.config["model"]["metrics"],
-            "evaluation": asdict(self.evaluation) | {"batch_size": None},
+            "metrics": [metric.identity() for metric in self.module.metrics],
+            "evaluation": asdict(self.evaluation) | {"batch_size": None, "controls": None},
             "seed": self.module.seed,
         }
 
@@ -263,13 +311,14 @@ class FitRun:
 def make_scorer(module: VLMModule, data: VLMData, adapter: str | None = None) -> Scorer:
     """The scorer of a run: its token limit is the longest training answer, or what the adapter was saved with."""
     tokenizer = module.processor.tokenizer
-    decoding = read_manifest(adapter).get("decoding") if adapter else None
-    if decoding:
-        return Scorer(tokenizer, module.metrics, decoding["max_new_tokens"], decoding["end_ids"])
-    generation = module.model.generation_config.eos_token_id
-    known = generation if isinstance(generation, list) else [generation]
-    ends = {token for token in (*known, *data.end_ids, tokenizer.eos_token_id) if token is not None}
-    return Scorer(tokenizer, module.metrics, data.max_target_tokens, sorted(ends))
+    if decoding := read_manifest(adapter).get("decoding") if adapter else None:
+        limit, ends = decoding["max_new_tokens"], decoding["end_ids"]
+    else:
+        generation = module.model.generation_config.eos_token_id
+        known = generation if isinstance(generation, list) else [generation]
+        found = {*known, *data.end_ids, tokenizer.eos_token_id} - {None}
+        limit, ends = data.max_target_tokens, sorted(found)
+    return Scorer(data.encoder, module.metrics, limit, ends, data.group_by)
 
 
 def start_from(adapter: str, module: VLMModule, base: dict[str, Any]) -> None:

@@ -33,13 +33,13 @@ def token_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     targets = batch["labels"][:, 1:]
     keep = F.pad(targets != IGNORE, (0, 1))  # position t predicts token t + 1
-    with _head_sees_only(model.get_output_embeddings(), keep):
+    with head_sees_only(model.get_output_embeddings(), keep):
         logits = model(**inputs, use_cache=False).logits.squeeze(0)  # (N, V)
     return F.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="none")
 
 
 @contextmanager
-def _head_sees_only(head: nn.Module, keep: Tensor) -> Iterator[None]:
+def head_sees_only(head: nn.Module, keep: Tensor) -> Iterator[None]:
     """Let only the hidden states at `keep` (B, T) into the output head: (B, T, D) -> (1, N, D)."""
 
     def select(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,9 +13,8 @@ from torch import Tensor
 from vlmpeft.base import BaseSpec, load_base, load_processor, recompute_activations
 from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
-from vlmpeft.metrics import TextMetric
+from vlmpeft.metrics.build import MetricSpec, build_metric
 from vlmpeft.plan import AttachedPlan, Plan, attach, check_has_trainables
-from vlmpeft.registry import METRICS, resolve
 from vlmpeft.scoring import Scorer, to_device
 
 # after vlmpeft.metrics, which has declared torchvision's operators
@@ -49,8 +48,8 @@ class VLMModule(pl.LightningModule):
     Args:
         base: which pretrained VLM, and how wide its weights are.
         plan: strategy of each component.
-        metrics: short names (ExactMatch, TokenF1) or dotted paths of TextMetric classes; the first is the
-            primary one.
+        metrics: short names (ExactMatch, TokenF1, JsonFields, ...) or dotted paths of TextMetric classes, or
+            {class_path, init_args} of one; the first is the primary one.
         weight_decay: of AdamW.
         warmup_ratio: share of the steps during which the learning rates rise.
         gradient_checkpointing: recompute activations in the backward pass; slower, less memory.
@@ -60,7 +59,7 @@ class VLMModule(pl.LightningModule):
         self,
         base: BaseSpec = BaseSpec(),
         plan: Plan = Plan(),
-        metrics: list[str] = ["ExactMatch", "TokenF1"],  # noqa: B006  read only; shown in --help
+        metrics: list[MetricSpec] = ["ExactMatch", "TokenF1"],  # noqa: B006  read only; shown in --help
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
         gradient_checkpointing: bool = False,
@@ -69,7 +68,7 @@ class VLMModule(pl.LightningModule):
         self.base, self.plan = base, plan
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.gradient_checkpointing = gradient_checkpointing
-        self.metrics = [build_metric(name) for name in metrics]
+        self.metrics = [build_metric(spec) for spec in metrics]
         self.strict_loading = False
         self.seed = 0
         self.attached: AttachedPlan | None = None
@@ -218,26 +217,27 @@ class VLMModule(pl.LightningModule):
 
     # -- scoring -------------------------------------------------------------------------------
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._score(batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._score(batch)
 
-    def _score(self, batch: dict[str, Any]) -> None:
+    def _score(self, samples: Any) -> None:
         assert self.scorer is not None, "scoring before the scorer was set"
         with self.autocast():
-            self.scorer.add(self.model, batch)
+            self.scorer.add(self.model, samples)
 
     def on_validation_epoch_start(self) -> None:
-        self._reset_scorer()
+        self._prepare_scorer("val")
 
     def on_test_epoch_start(self) -> None:
-        self._reset_scorer()
+        self._prepare_scorer("test")
 
-    def _reset_scorer(self) -> None:
+    def _prepare_scorer(self, split: str) -> None:
         assert self.scorer is not None, "scoring before the scorer was set"
-        self.scorer.reset()
+        items = self.trainer.datamodule.dataset(split).items  # type: ignore[attr-defined]
+        self.scorer.prepare([item.references for item in items])
         self.scorer.to(self.device)
 
     def on_validation_epoch_end(self) -> None:
@@ -255,15 +255,3 @@ class VLMModule(pl.LightningModule):
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
         return to_device(batch, device)
-
-
-def build_metric(name: str) -> TextMetric:
-    """The metric of a short name or dotted path.
-
-    Raises:
-        UserError: unknown, or not a TextMetric.
-    """
-    cls = resolve(name, METRICS)
-    if not (isinstance(cls, type) and issubclass(cls, TextMetric)):
-        raise UserError(f"model.metrics: {name} is not a vlmpeft.TextMetric subclass")
-    return cls()

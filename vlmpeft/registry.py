@@ -13,8 +13,20 @@ STRATEGIES = {
     "LoRA": "vlmpeft.strategies.lora.LoRA",
 }
 METRICS = {
-    "ExactMatch": "vlmpeft.metrics.ExactMatch",
-    "TokenF1": "vlmpeft.metrics.TokenF1",
+    "ExactMatch": "vlmpeft.metrics.text.ExactMatch",
+    "TokenF1": "vlmpeft.metrics.text.TokenF1",
+    "Contains": "vlmpeft.metrics.text.Contains",
+    "Bleu": "vlmpeft.metrics.ngrams.Bleu",
+    "RougeL": "vlmpeft.metrics.ngrams.RougeL",
+    "CiderD": "vlmpeft.metrics.ngrams.CiderD",
+    "VqaAccuracy": "vlmpeft.metrics.vqa.VqaAccuracy",
+    "Anls": "vlmpeft.metrics.vqa.Anls",
+    "RelaxedAccuracy": "vlmpeft.metrics.vqa.RelaxedAccuracy",
+    "NumericError": "vlmpeft.metrics.vqa.NumericError",
+    "Perplexity": "vlmpeft.metrics.likelihood.Perplexity",
+    "ChoiceAccuracy": "vlmpeft.metrics.likelihood.ChoiceAccuracy",
+    "ChanceCorrected": "vlmpeft.metrics.chance.ChanceCorrected",
+    "JsonFields": "vlmpeft.metrics.json_fields.JsonFields",
 }
 
 

@@ -52,15 +52,20 @@ def device_name(device: torch.device) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def print_result(console: Console, title: str, metrics: Metrics, adapter: Path) -> None:
+def print_result(console: Console, title: str, record: dict[str, Any], adapter: Path) -> None:
     """The scores before and after, where the adapter is, and the three commands one would run next."""
-    table = Table(title=title)
-    for column in ("split", "metric", "base", "tuned"):
-        table.add_column(column, justify="left" if column in ("split", "metric") else "right")
-    for row in _score_rows(metrics):
+    table = _table(title, "split", "metric", "base", "tuned")
+    for row in _score_rows(record["metrics"]):
         table.add_row(*row)
     if table.row_count:
         console.print(table)
+    if record["groups"]:
+        split = next(s for s in ("test", "val") if s in record["groups"]["tuned"])
+        base, tuned = (record["groups"][state][split] for state in ("base", "tuned"))
+        console.print(group_table(f"{split} by group", tuned, base))
+    for name, scores in (record["controls"] or {}).items():
+        shown = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in _headlines(scores))
+        console.print(f"control, {name} pictures: {shown}")
     run_dir, size = adapter.parent, folder_bytes(adapter) / 2**20
     console.print(f"adapter: {adapter} ({size:.2f} MiB), record: {run_dir / 'result.json'}")
     console.print("next:")
@@ -70,6 +75,32 @@ def print_result(console: Console, title: str, metrics: Metrics, adapter: Path) 
         f"fit --config {run_dir / 'config.yaml'} --init_adapter {adapter} --data.train MORE.json",
     ):
         console.print(f"  python -m vlmpeft {verb}", soft_wrap=True)
+
+
+def group_table(
+    title: str, tuned: dict[str, dict[str, float]], base: dict[str, dict[str, float]] | None = None
+) -> Table:
+    """One row a group: items and headline scores, as `before -> after` if `base` is given."""
+    names = _headlines(next(iter(tuned.values())))
+    table = _table(title, "group", "items", *names)
+    for group, scores in tuned.items():
+        before = [f"{base[group][name]:.3f} -> " if base else "" for name in names]
+        cells = [b + f"{scores[name]:.3f}" for b, name in zip(before, names, strict=True)]
+        table.add_row(group, str(int(scores["items"])), *cells)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        is_text = number == 0 or column == "metric"
+        table.add_column(column, justify="left" if is_text else "right")
+    return table
+
+
+def _headlines(scores: dict[str, float]) -> list[str]:
+    """Names without a suffix: what is shown where there is no room for every detail."""
+    return [name for name in scores if "/" not in name and name != "items"]
 
 
 def model_card(name: str, base: dict[str, Any], plan: Plan, metrics: Metrics) -> str:
@@ -88,5 +119,5 @@ def model_card(name: str, base: dict[str, Any], plan: Plan, metrics: Metrics) ->
 
 def _score_rows(metrics: Metrics) -> Iterator[tuple[str, str, str, str]]:
     for split, tuned in metrics["tuned"].items():
-        for name, value in tuned.items():
-            yield split, name, f"{metrics['base'][split][name]:.4f}", f"{value:.4f}"
+        for name in _headlines(tuned):
+            yield split, name, f"{metrics['base'][split][name]:.4f}", f"{tuned[name]:.4f}"

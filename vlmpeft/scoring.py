@@ -1,58 +1,60 @@
-"""Greedy answers to scored items, and what they are worth."""
+"""What greedy answers to scored items are worth, over a split and by group."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from vlmpeft.data.encode import IGNORE
-from vlmpeft.loss import token_losses
-from vlmpeft.metrics import TextMetric
+from vlmpeft.data.encode import Encoder
+from vlmpeft.decoding import Decoded, Limits, WholePrompts
+from vlmpeft.features import FeatureCache, Sample
+from vlmpeft.metrics import Answer, TextMetric
+from vlmpeft.prefixes import SharedPrefixes
 
-
-class _BestLogProbability:
-    """A logits processor that notes the log-probability of the token greedy decoding takes."""
-
-    def __init__(self) -> None:
-        self.steps: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.steps.append(scores.float().log_softmax(-1).amax(-1))
-        return scores
+Scores = dict[str, float]
+_CHECKED = 8  # samples that are decoded in both ways, to see that both say the same
+_TOLERANCE = 0.02  # of -log p: 16-bit weights and 4-bit kernels round differently by batch
 
 
 class Scorer:
-    """Scores batches of items with one model and sums up.
+    """Scores samples with one model and sums up.
 
     Args:
-        tokenizer: of the base.
+        encoder: tokens of choices, and the tokenizer that turns answers into text.
         metrics: what each answer is scored by.
         max_new_tokens: length limit of an answer, end token included; a longer one counts as wrong.
         end_ids: tokens that end an answer.
+        group_by: field by whose values scores are also given.
     """
 
     def __init__(
         self,
-        tokenizer: Any,
+        encoder: Encoder,
         metrics: Sequence[TextMetric],
         max_new_tokens: int,
         end_ids: Sequence[int],
+        group_by: str | None = None,
     ):
-        self.tokenizer, self.metrics = tokenizer, list(metrics)
+        self.encoder, self.metrics, self.group_by = encoder, list(metrics), group_by
+        self.tokenizer = encoder.processor.tokenizer
         self.max_new_tokens, self.end_ids = max_new_tokens, sorted(set(end_ids))
         self.loss = MeanMetric()
         self.items: list[dict[str, Any]] = []
+        self._decoder: _Decoder | None = None
 
-    def reset(self) -> None:
-        """Forget every item."""
-        self.items = []
-        for metric in (*self.metrics, self.loss):
+    def prepare(self, references: Sequence[tuple[str, ...]]) -> None:
+        """Forget every item, and show the metrics what is accepted of those that come."""
+        self.items, self._decoder = [], None
+        for metric in self.metrics:
             metric.reset()
+            metric.prepare(references)
+        self.loss.reset()
 
     def to(self, device: torch.device) -> None:
         """Move the metric states, so that they can be reduced over ranks."""
@@ -60,99 +62,162 @@ class Scorer:
             metric.to(device)
 
     @torch.no_grad()
-    def add(self, model: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def add(self, model: Any, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """Answer and score one batch of `scoring_loader`; returns one plain record an item."""
-        labels = batch["full"]["labels"]
-        losses = token_losses(model, batch["full"])
-        counts = (labels[:, 1:] != IGNORE).sum(-1)
-        answers = self._generate(model, batch["prompts"])
-        records = []
-        for item, answer, loss in zip(
-            batch["items"], answers, losses.split(counts.tolist()), strict=True
-        ):
-            finished = answer["finish_reason"] == "stop"
-            scores = {
-                metric.name: metric.score_item(answer["generated"], item.expected, finished)
-                for metric in self.metrics
-            }
-            records.append(_record(item) | answer | {"loss": loss.mean().item(), "scores": scores})
-        self._update(records, losses)
+        if self._decoder is None:
+            self._decoder = _Decoder(model, self._limits())
+        choices = [self._choice_ids(sample) for sample in samples]
+        decoded = self._decoder.decode(samples, choices)
+        triples = zip(samples, decoded, choices, strict=True)
+        records = [self._record(item, one, ids) for (item, _), one, ids in triples]
+        answers = [read_answer(record) for record in records]
+        for metric in self.metrics:
+            metric.update(answers)
+        for one in decoded:
+            self.loss.update(torch.tensor(one.losses))
+        self.items += records
         return records
 
-    def _update(self, records: list[dict[str, Any]], losses: Tensor) -> None:
-        for metric in self.metrics:
-            metric.update([record["scores"][metric.name] for record in records])
-        self.loss.update(losses)
-        self.items += records
-
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> Scores:
         """Metric name -> value over all items so far; `loss` is per supervised token, in nats."""
-        scores = {metric.name: metric.compute().item() for metric in self.metrics}
-        return scores | {"loss": self.loss.compute().item()}
+        return _values(self.metrics) | {"loss": self.loss.compute().item()}
 
-    def _generate(self, model: Any, prompts: dict[str, Tensor]) -> list[dict[str, Any]]:
-        from transformers import LogitsProcessorList  # seconds, which --help need not wait for
+    def groups(self) -> dict[str, Scores]:
+        """The same for each value of `group_by`, with the number of `items`; of this process's items."""
+        if not self.group_by:
+            return {}
+        return scores_by_group(self.metrics, self.items, self.group_by)
 
-        recorder = _BestLogProbability()
-        width = prompts["input_ids"].shape[1]
-        output = model.generate(
-            **prompts,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=self.end_ids,
-            pad_token_id=self._pad_id(),
-            logits_processor=LogitsProcessorList([recorder]),
-        )[:, width:]
-        log_probabilities = torch.stack(recorder.steps, dim=1)  # (B, steps)
-        return [
-            self._answer(ids, row)
-            for ids, row in zip(output.tolist(), log_probabilities.tolist(), strict=True)
-        ]
-
-    def _pad_id(self) -> int:
+    def _limits(self) -> Limits:
         pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        return Limits(self.max_new_tokens, tuple(self.end_ids), pad)
 
-    def _answer(self, ids: list[int], log_probabilities: list[float]) -> dict[str, Any]:
-        stops = [position for position, token in enumerate(ids) if token in self.end_ids]
-        length = stops[0] + 1 if stops else len(ids)
-        return {
-            "generated": self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip(),
-            "finish_reason": "stop" if stops else "length",
-            "token_log_probabilities": [round(value, 5) for value in log_probabilities[:length]],
+    def _choice_ids(self, sample: Sample) -> list[list[int]]:
+        item, _ = sample
+        if not any(metric.needs_choices for metric in self.metrics):
+            return []
+        assert item.turn is not None
+        return [self.encoder.answer_ids(item.conversation, item.turn, c) for c in item.choices]
+
+    def _record(self, item: Any, decoded: Decoded, choices: list[list[int]]) -> dict[str, Any]:
+        finished = bool(decoded.ids) and decoded.ids[-1] in self.end_ids
+        record = {key: value for key, value in item.conversation.extra.items() if key != "choices"}
+        record |= {
+            "id": item.id,
+            "image": [image.source[:200] for image in item.conversation.images],
+            "prompt": item.prompt,
+            "expected": item.expected,
         }
+        if len(item.references) > 1:
+            record["references"] = list(item.references)
+        if choices:
+            record["choices"] = list(item.choices)
+            record["choice_log_probabilities"] = [round(value, 5) for value in decoded.choices]
+            record["choice_tokens"] = [len(ids) for ids in choices]
+        record |= {
+            "generated": self.tokenizer.decode(decoded.ids, skip_special_tokens=True).strip(),
+            "finish_reason": "stop" if finished else "length",
+            "token_log_probabilities": [round(value, 5) for value in decoded.log_probabilities],
+            "loss": sum(decoded.losses) / len(decoded.losses),
+            "tokens": len(decoded.losses),
+        }
+        answer = read_answer(record)
+        return record | {"scores": {m.name: m.score_item(answer) for m in self.metrics}}
 
 
-def _record(item: Any) -> dict[str, Any]:
-    images = [image.source[:200] for image in item.conversation.images]
-    known = {"id": item.id, "image": images, "prompt": item.prompt, "expected": item.expected}
-    return dict(item.conversation.extra) | known
+def read_answer(record: Mapping[str, Any]) -> Answer:
+    """What a metric sees of an item's record: scores can be computed again from items.jsonl.gz."""
+    return Answer(
+        generated=record["generated"],
+        references=tuple(record.get("references") or (record["expected"],)),
+        finished=record["finish_reason"] == "stop",
+        loss=record["loss"] * record["tokens"],
+        tokens=record["tokens"],
+        choices=tuple(record.get("choices", ())),
+        choice_log_probabilities=tuple(record.get("choice_log_probabilities", ())),
+        choice_tokens=tuple(record.get("choice_tokens", ())),
+    )
+
+
+def scores_by_group(
+    metrics: Sequence[TextMetric], items: Sequence[Mapping[str, Any]], field: str
+) -> dict[str, Scores]:
+    """Value of `field` -> scores over the items that have it, `loss` and number of `items` among them."""
+    members: dict[str, list[Mapping[str, Any]]] = {}
+    for item in items:
+        members.setdefault(str(item.get(field, "(none)")), []).append(item)
+    return {value: _score_items(metrics, group) for value, group in sorted(members.items())}
+
+
+def _score_items(metrics: Sequence[TextMetric], items: Sequence[Mapping[str, Any]]) -> Scores:
+    fresh = [copy.deepcopy(metric) for metric in metrics]
+    for metric in fresh:
+        metric.reset()
+        metric.update([read_answer(item) for item in items])
+    tokens = sum(item["tokens"] for item in items)
+    loss = sum(item["loss"] * item["tokens"] for item in items) / max(1, tokens)
+    return _values(fresh) | {"loss": loss, "items": len(items)}
+
+
+def _values(metrics: Sequence[TextMetric]) -> Scores:
+    """Name -> value; a metric of several values gives name/suffix."""
+    found: Scores = {}
+    for metric in metrics:
+        value = metric.compute()
+        parts = value if isinstance(value, dict) else {"": value}
+        found |= {f"{metric.name}/{k}" if k else metric.name: float(v) for k, v in parts.items()}
+    return found
+
+
+class _Decoder:
+    """Decodes with shared prefixes where that gives what whole prompts give, else with whole prompts."""
+
+    def __init__(self, model: Any, limits: Limits):
+        features = FeatureCache(model)
+        self._whole = WholePrompts(model, limits, features)
+        self._shared = SharedPrefixes(model, limits, features)
+        self._is_checked, self._may_share = False, True
+
+    def decode(
+        self, samples: Sequence[Sample], choices: Sequence[Sequence[list[int]]]
+    ) -> list[Decoded]:
+        decoded = None
+        if self._may_share and self._shared.serves(samples):
+            decoded = self._shared.decode(samples, choices)
+        if decoded is not None and not self._is_checked:
+            self._is_checked = True
+            self._may_share = self._agrees(samples, decoded)
+        if decoded is None or not self._may_share:
+            decoded = self._whole.decode(samples, choices)
+        return decoded
+
+    def _agrees(self, samples: Sequence[Sample], decoded: Sequence[Decoded]) -> bool:
+        whole = WholePrompts(self._whole.model, self._whole.limits).losses(samples[:_CHECKED])
+        pairs = zip(whole, (one.losses for one in decoded), strict=False)
+        return all(
+            math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+            for x, y in pairs
+            for a, b in zip(x, y, strict=True)
+        )
 
 
 def score_loader(
-    scorer: Scorer,
-    model: Any,
-    loader: Iterable[dict[str, Any]],
-    device: Any,
-    context: AbstractContextManager,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    scorer: Scorer, model: Any, loader: Iterable[Sequence[Sample]], device: Any, context: Any
+) -> tuple[Scores, list[dict[str, Any]]]:
     """Score a whole split in one process; returns (metrics, items in a fixed order)."""
-    scorer.reset()
+    scorer.prepare([item.references for item in loader.dataset.items])  # type: ignore[attr-defined]
     scorer.to(device)
     model.eval()
     with context:
-        for batch in loader:
-            scorer.add(model, to_device(batch, device))
-    items = sorted(scorer.items, key=lambda record: str(record["id"]))
-    return scorer.compute(), items
+        for samples in loader:
+            scorer.add(model, samples)
+    scorer.items.sort(key=lambda record: str(record["id"]))
+    return scorer.compute(), scorer.items
 
 
 def to_device(batch: Any, device: Any) -> Any:
-    """The batch with every tensor on `device`; items stay what they are."""
+    """The batch with every tensor of it on `device`; what is in lists stays where it is."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.data.encode import IGNORE, Encoded
-
-# processor outputs with one value a token; everything else (pixels, grids) is joined along dimension 0
-_PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+from vlmpeft.data.encode import IGNORE, PER_TOKEN, Encoded
 
 
 def collate(samples: list[Encoded], pad_id: int) -> dict[str, Tensor]:
@@ -34,7 +31,7 @@ def _pad(samples: list[Encoded], pad_id: int, ids: list[Tensor], left: bool) -> 
     keys = dict.fromkeys(key for sample in samples for key in sample.model_inputs)
     for key in keys:
         values = [sample.model_inputs.get(key) for sample in samples]
-        if key in _PER_TOKEN:
+        if key in PER_TOKEN:
             rows = [
                 torch.zeros_like(row) if value is None else value[0][: len(row)]
                 for value, row in zip(values, ids, strict=True)

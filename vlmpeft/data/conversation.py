@@ -11,17 +11,36 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Image:
-    """A picture by reference: an absolute path, or a `data:image/...;base64,` URI."""
+    """A picture by reference; its bytes are read when it is opened.
+
+    Args:
+        source: an absolute path, or a `data:image/...;base64,` URI.
+        offset: first byte of the picture in the file, for one inside a tar shard or a blob.
+        size: how many bytes; None is the whole file.
+        blank: opened as a grey picture of the same size, as a control.
+    """
 
     source: str
+    offset: int = 0
+    size: int | None = None
+    blank: bool = False
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: text and images in the order they are shown."""
+    """One turn: text and images in the order they are shown.
+
+    Args:
+        role: who says it.
+        parts: text and images.
+        loss: whether an assistant's turn is learnt and scored; one that is not is context.
+        references: every accepted answer, for scoring; empty stands for the text alone.
+    """
 
     role: Role
     parts: tuple[str | Image, ...]
+    loss: bool = True
+    references: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -54,5 +73,9 @@ class Conversation:
 
     @property
     def assistant_turns(self) -> tuple[int, ...]:
-        """Positions of the assistant's messages."""
-        return tuple(i for i, message in enumerate(self.messages) if message.role == "assistant")
+        """Positions of the assistant's messages that are learnt and scored."""
+        return tuple(
+            i
+            for i, message in enumerate(self.messages)
+            if message.role == "assistant" and message.loss
+        )

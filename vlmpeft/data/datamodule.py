@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -14,29 +15,39 @@ declare_torchvision_ops()  # Lightning imports torchmetrics, and that imports to
 
 import lightning.pytorch as pl
 
-from vlmpeft.data.collate import collate, collate_prompts
+from vlmpeft.data.collate import collate
+from vlmpeft.data.controls import CONTROLS
 from vlmpeft.data.conversation import Conversation
-from vlmpeft.data.dataset import EncodedDataset, Item, content_hash, scored_items
+from vlmpeft.data.dataset import EncodedDataset, Item, scored_items
+from vlmpeft.data.digests import Digests
 from vlmpeft.data.encode import Encoded, Encoder
+from vlmpeft.data.measure import Measured, measure
+from vlmpeft.data.reading import SPLITS, Read, SplitReader
+from vlmpeft.data.rows import Columns, Recipe, check_target
 from vlmpeft.data.sampler import BucketBatchSampler
-from vlmpeft.data.sources import read_conversations
-from vlmpeft.data.workbench.build import PREFIX, cached_task
-from vlmpeft.errors import UserError
-
-SPLITS = ("train", "val", "test")
+from vlmpeft.errors import UserError, did_you_mean
 
 
 class VLMData(pl.LightningDataModule):
     """Conversations about pictures.
 
     Args:
-        train: an annotation file (JSON or JSONL), or `workbench:TASK`, which also brings val and test.
-        val: annotation file of the validation split.
-        test: annotation file of the test split.
+        train: JSON, JSONL, CSV, TSV, Parquet or tar file, pattern or folder; a list of those or of
+            {path, weight, ...}; or `workbench:TASK`, which also brings val and test.
+        val: of the validation split, or a share of train such as 0.1.
+        test: of the test split, or a share of train.
+        retention: text-only conversations scored before and after: does the language model keep what it knew?
         image_dir: what image paths are relative to; default: the annotation file's folder.
+        columns: of a table, which column is image, prompt, answers, ...; default: the usual names.
+        prompt: of a table, the question as a template over columns, `Describe {category}.`.
+        target: of a table, the answer as a template, or {json: [column, ...]} for a JSON object of columns.
+        choices: possible answers of every question, for metrics that compare their likelihoods.
+        split_by: what a split by share keeps together beside images: image alone, or a column.
+        group_by: field or column by whose values scores are also given.
         batch_size: conversations a step and device; effective batch = batch_size x
             trainer.accumulate_grad_batches x devices.
         max_length: most tokens of a conversation, image tokens included.
+        max_pixels: most pixels of an image; larger ones are scaled down; null keeps them.
         over_length: what happens to longer ones: error names the first of them, drop leaves them out.
         on_error: what happens to unreadable ones: error stops at the first, skip counts and lists them.
         chat_template: Jinja template, file, or name under configs/templates, instead of the base's own.
@@ -46,12 +57,20 @@ class VLMData(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: str | None = "workbench:format",
-        val: str | None = None,
-        test: str | None = None,
+        train: str | list[str | dict[str, Any]] | None = "workbench:format",
+        val: float | str | list[str | dict[str, Any]] | None = None,
+        test: float | str | list[str | dict[str, Any]] | None = None,
+        retention: str | list[str | dict[str, Any]] | None = None,
         image_dir: str | None = None,
+        columns: Columns = Columns(),
+        prompt: str | None = None,
+        target: str | dict[str, Any] | None = None,
+        choices: list[str] | None = None,
+        split_by: str = "image",
+        group_by: str | None = None,
         batch_size: int = 16,
         max_length: int = 2048,
+        max_pixels: int | None = 401_408,
         over_length: Literal["error", "drop"] = "error",
         on_error: Literal["error", "skip"] = "error",
         chat_template: str | None = None,
@@ -59,98 +78,101 @@ class VLMData(pl.LightningDataModule):
         cache_bytes: int = 512 * 2**20,
     ):
         super().__init__()
-        self.paths = {"train": train, "val": val, "test": test}
-        self.image_dir, self.batch_size, self.num_workers = image_dir, batch_size, num_workers
+        check_target(target)
+        self.batch_size, self.num_workers, self.cache_bytes = batch_size, num_workers, cache_bytes
         self.max_length, self.over_length, self.on_error = max_length, over_length, on_error
-        self.chat_template, self.cache_bytes = chat_template, cache_bytes
+        self.max_pixels, self.chat_template, self.group_by = max_pixels, chat_template, group_by
         self.seed, self.eval_batch_size = 0, 64
         self.eval_limit: int | None = None
         self.skipped: list[str] = []
         self.max_target_tokens = 0
         self.end_ids: set[int] = set()
         self.sampler: BucketBatchSampler | None = None
-        self._conversations: dict[str, list[Conversation]] = {}
+        self.digests = Digests()
+        self.reader = SplitReader(
+            {"train": train, "val": val, "test": test, "retention": retention},
+            image_dir,
+            Recipe(columns, prompt, target, choices),
+            split_by,
+            self.digests,
+            self._on_error,
+        )
+        self._read: dict[str, Read] = {}
         self._datasets: dict[str, EncodedDataset] = {}
-        self.lengths: dict[str, list[int]] = {}
+        self.measured: dict[str, list[Measured]] = {}
         self._identity: dict[str, dict[str, Any]] = {}
 
     # -- reading -------------------------------------------------------------------------------
 
     def prepare(self, processor: Any, splits: Sequence[str] = SPLITS) -> None:
-        """Read and check the splits that are given; encode training conversations once to know lengths.
+        """Read and check the splits that are given; encode conversations once to know their lengths.
 
         Raises:
             UserError: a missing or broken file, record or image (unless on_error is skip), a
                 conversation longer than max_length, a split without conversations.
         """
         self.processor = processor
-        self.encoder = Encoder(processor, self.chat_template)
+        self.encoder = Encoder(processor, self.chat_template, self.max_pixels)
         self.pad_id = processor.tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = processor.tokenizer.eos_token_id
         for split in splits:
-            if split not in self._conversations and (path := self._resolve(split)):
+            if split not in self._read and self.reader.has(split):
                 # the length limit of generated answers is the longest training answer
-                self._read(split, path, sets_limit=split == "train" or "train" not in splits)
+                self._prepare_split(split, sets_limit=split == "train" or "train" not in splits)
 
-    def _resolve(self, split: str) -> str | None:
-        train, path = self.paths["train"] or "", self.paths[split]
-        if path is None and train.startswith(PREFIX):
-            path = train
-        if path and path.startswith(PREFIX):
-            return str(cached_task(path) / f"{split}.json")
-        return path
-
-    def _read(self, split: str, path: str, sets_limit: bool) -> None:
-        in_cache = (self.paths[split] or self.paths["train"] or "").startswith(PREFIX)
-        conversations = read_conversations(
-            path, None if in_cache else self.image_dir, self._on_error
-        )
-        items = [Item(c.id, c) for c in conversations]
+    def _prepare_split(self, split: str, sets_limit: bool) -> None:
+        read = self.reader.read(split)
+        items = [Item(c.id, c) for c in read.conversations]
         if split != "train":
-            items = scored_items(conversations)[: self.eval_limit]
+            items = scored_items(read.conversations)[: self.eval_limit]
+            self._check_scored(split, items)
         dataset = EncodedDataset(items, self.encoder, self.cache_bytes // 2)
-        lengths = self._scan(dataset, sets_limit)
-        kept = [index for index, length in enumerate(lengths) if length]
+        results = measure(dataset, self.digests.all(read.conversations), self.num_workers)
+        kept = [i for i, result in enumerate(results) if self._is_usable(items[i], result)]
         if not kept:
-            raise UserError(f"data file {path}: no conversation is left for {split}")
-        self._datasets[split] = dataset = _subset(dataset, kept)
-        chosen = dict.fromkeys(id(item.conversation) for item in dataset.items)
-        self._conversations[split] = [c for c in conversations if id(c) in chosen]
-        self.lengths[split] = [lengths[index] for index in kept]
-
-    def _scan(self, dataset: EncodedDataset, sets_limit: bool) -> list[int]:
-        """Tokens of every item; 0 for one that is to be left out. Finds what would fail in mid-run."""
-        lengths = []
-        for index, item in enumerate(dataset.items):
-            try:
-                encoded = dataset[index][1]
-                self._check_length(item, len(encoded))
-            except UserError as error:
-                self._on_error(UserError(f"{item.conversation.place}: {error}"))
-                lengths.append(0)
-                continue
-            if len(encoded) > self.max_length:
-                lengths.append(0)
-                continue
-            lengths.append(len(encoded))
-            if sets_limit:
-                self._note_answers(encoded)
-        return lengths
-
-    def _note_answers(self, encoded: Encoded) -> None:
-        for start, end in encoded.turns:
-            self.max_target_tokens = max(self.max_target_tokens, end - start)
-            self.end_ids.add(int(encoded.input_ids[end - 1]))
-
-    def _check_length(self, item: Item, length: int) -> None:
-        if length > self.max_length and self.over_length == "error":
             raise UserError(
-                f"conversation {item.id} has {length} tokens, more than data.max_length={self.max_length}; "
-                "raise it, or set --data.over_length=drop"
+                f"data file {self.reader.name(split)}: no conversation is left for {split}"
             )
-        if length > self.max_length:
-            self.skipped.append(f"{item.conversation.place}: {length} tokens")
+        self._datasets[split] = dataset = dataset.subset(kept)
+        chosen = {id(item.conversation) for item in dataset.items}
+        pairs = zip(read.conversations, read.weights, strict=True)
+        usable = [(c, weight) for c, weight in pairs if id(c) in chosen]
+        self._read[split] = Read([c for c, _ in usable], [w for _, w in usable], read.dealt)
+        self.measured[split] = [results[i] for i in kept]  # type: ignore[misc]
+        for result in self.measured[split] if sets_limit else ():
+            self.max_target_tokens = max(self.max_target_tokens, result.longest_answer)
+            self.end_ids |= {*result.end_ids}
+
+    def _is_usable(self, item: Item, result: Measured | UserError) -> bool:
+        """Whether an item can be used; if not, it is an error or counted, as the settings say."""
+        place = item.conversation.place
+        if isinstance(result, UserError):
+            self._on_error(UserError(f"{place}: {result}"))
+            return False
+        if result.length <= self.max_length:
+            return True
+        if self.over_length == "error":
+            raise UserError(
+                f"{place}: conversation {item.id} has {result.length} tokens, more than "
+                f"data.max_length={self.max_length}; raise it, or set --data.over_length=drop"
+            )
+        self.skipped.append(f"{place}: {result.length} tokens")
+        return False
+
+    def _check_scored(self, split: str, items: Sequence[Item]) -> None:
+        if split == "retention" and (
+            item := next((i for i in items if i.conversation.images), None)
+        ):
+            raise UserError(
+                f"data.retention: {item.conversation.place} has an image; it is for text"
+            )
+        fields = {name for item in items for name in item.conversation.extra}
+        if self.group_by and split != "retention" and self.group_by not in fields:
+            raise UserError(
+                f"data.group_by: no conversation of {split} has a field {self.group_by!r}."
+                f"{did_you_mean(self.group_by, fields)}"
+            )
 
     def _on_error(self, error: UserError) -> None:
         if self.on_error == "error":
@@ -158,39 +180,58 @@ class VLMData(pl.LightningDataModule):
         self.skipped.append(str(error))
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        """Split -> content hash and number of conversations, as a record keeps them."""
-        for split, conversations in self._conversations.items():
-            if split not in self._identity:  # reads every image
-                sha256, number = content_hash(conversations), len(conversations)
-                self._identity[split] = {"sha256": sha256, "conversations": number}
+        """Split -> content hash, number of conversations and how it was split, as a record keeps them."""
+        for split, read in self._read.items():
+            if split not in self._identity:
+                sha256, number = self.digests.all(read.conversations), len(read.conversations)
+                more: dict[str, Any] = {"split": read.dealt} if read.dealt else {}
+                if set(read.weights) != {1.0}:
+                    more["weights"] = sorted(Counter(read.weights).items())
+                self._identity[split] = {"sha256": sha256, "conversations": number} | more
         return dict(self._identity)
+
+    def prepared(self) -> list[str]:
+        """The splits that were read, in order."""
+        return [split for split in SPLITS if split in self._datasets]
+
+    def split_members(self) -> dict[str, list[str]]:
+        """Split -> ids of its conversations, where splits were taken out of train."""
+        return {name: [c.id for c in r.conversations] for name, r in self._read.items() if r.dealt}
 
     def has(self, split: str) -> bool:
         return split in self._datasets
 
     def has_source(self, split: str) -> bool:
         """Whether a split was given, read or not."""
-        return self._resolve(split) is not None
+        return self.reader.has(split)
 
     def dataset(self, split: str) -> EncodedDataset:
         return self._datasets[split]
+
+    def conversations(self, split: str) -> list[Conversation]:
+        """The usable conversations of a split."""
+        return self._read[split].conversations
+
+    def lengths(self, split: str) -> list[int]:
+        """Tokens of each item, image tokens included."""
+        return [result.length for result in self.measured[split]]
 
     # -- batching ------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         self.sampler = BucketBatchSampler(
-            self.lengths["train"],
+            self.lengths("train"),
             self.batch_size,
+            weights=self._read["train"].weights,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
         if self._resume_at:
             self.sampler.resume(*self._resume_at)
-        return self._loader(
-            "train", partial(_train_batch, pad_id=self.pad_id), batch_sampler=self.sampler
-        )
+        collate_fn = partial(_train_batch, pad_id=self.pad_id)
+        return self._loader(self._datasets["train"], collate_fn, batch_sampler=self.sampler)
 
     def val_dataloader(self) -> DataLoader | list:
         return self.scoring_loader("val") if self.has("val") else []
@@ -198,25 +239,43 @@ class VLMData(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.scoring_loader("test")
 
-    def scoring_loader(self, split: str) -> DataLoader:
-        """Batches of items to score, of similar length, in an order that does not depend on anything."""
+    def scoring_loader(self, split: str, control: str | None = None) -> DataLoader:
+        """Samples (item, encoded) of a split in batches, in an order that nothing but the data decides.
+
+        Answers of similar length are together, so that no short one waits for a long one, and within those
+        questions about one picture, so that the picture is looked at once.
+
+        Args:
+            split: val, test or retention.
+            control: blank or shuffled: what is shown instead of each picture.
+        """
         if not self.has(split):
             raise UserError(f"there is no {split} split; give one: --data.{split} FILE")
-        size, lengths = self.eval_batch_size, self.lengths[split]
-        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        dataset = self._datasets[split]
+        if control:
+            dataset = EncodedDataset(CONTROLS[control](dataset.items), dataset.encoder)
+        size, order = self.eval_batch_size, self._scoring_order(split)
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        return self._loader(
-            split, partial(_scoring_batch, pad_id=self.pad_id), batch_sampler=batches
-        )
+        return self._loader(dataset, list, batch_sampler=batches)
 
-    def _loader(self, split: str, collate_fn: Any, batch_sampler: Any) -> DataLoader:
+    def _scoring_order(self, split: str) -> list[int]:
+        """Positions by answer length (in powers of two), then picture, then length."""
+        measured, items = self.measured[split], self._datasets[split].items
+
+        def key(index: int) -> tuple[int, tuple[str, ...], int]:
+            pictures = tuple(f"{i.source} {i.offset}" for i in items[index].conversation.images)
+            return measured[index].supervised.bit_length(), pictures, measured[index].length
+
+        return sorted(range(len(items)), key=key)
+
+    def _loader(self, dataset: EncodedDataset, collate_fn: Any, batch_sampler: Any) -> DataLoader:
         return DataLoader(
-            self._datasets[split],
+            dataset,
             batch_sampler=batch_sampler,
             collate_fn=collate_fn,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=_on_gpu(self.trainer),
+            pin_memory=collate_fn is not list and _on_gpu(self.trainer),
         )
 
     # -- resuming ------------------------------------------------------------------------------
@@ -236,27 +295,8 @@ class VLMData(pl.LightningDataModule):
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
 
-def _subset(dataset: EncodedDataset, kept: list[int]) -> EncodedDataset:
-    if len(kept) == len(dataset):
-        return dataset
-    subset = EncodedDataset([dataset.items[i] for i in kept], dataset.encoder)
-    subset._cache = {
-        new: dataset._cache[old] for new, old in enumerate(kept) if old in dataset._cache
-    }
-    return subset
-
-
 def _train_batch(samples: list[tuple[Item, Encoded]], pad_id: int) -> dict[str, Any]:
     return collate([encoded for _, encoded in samples], pad_id)
-
-
-def _scoring_batch(samples: list[tuple[Item, Encoded]], pad_id: int) -> dict[str, Any]:
-    encoded = [sample for _, sample in samples]
-    return {
-        "items": [item for item, _ in samples],
-        "full": collate(encoded, pad_id),
-        "prompts": collate_prompts(encoded, pad_id),
-    }
 
 
 def _on_gpu(trainer: Any) -> bool:

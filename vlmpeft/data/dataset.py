@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch.utils.data import Dataset
 
@@ -26,6 +24,19 @@ class Item:
         """The reference answer of the scored turn."""
         assert self.turn is not None
         return self.conversation.messages[self.turn].text
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Every accepted answer of the scored turn; the one that is learnt first."""
+        assert self.turn is not None
+        message = self.conversation.messages[self.turn]
+        return (message.text, *(r for r in message.references if r != message.text))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The possible answers of a multiple-choice question."""
+        choices = self.conversation.extra.get("choices")
+        return tuple(map(str, choices)) if isinstance(choices, list) else ()
 
     @property
     def prompt(self) -> str:
@@ -72,22 +83,12 @@ class EncodedDataset(Dataset[tuple[Item, Encoded]]):
             self._cache[index] = encoded
         return item, encoded
 
-
-def content_hash(conversations: Sequence[Conversation]) -> str:
-    """SHA-256 over roles, texts and image bytes, in order: paths and ids do not count."""
-    digest = hashlib.sha256()
-    for conversation in conversations:
-        for message in conversation.messages:
-            digest.update(f"{message.role}\0".encode())
-            for part in message.parts:
-                digest.update(
-                    part.encode() if isinstance(part, str) else _image_digest(part.source)
-                )
-    return digest.hexdigest()
-
-
-def _image_digest(source: str) -> bytes:
-    if source.startswith("data:"):
-        return hashlib.sha256(source.encode()).digest()
-    with Path(source).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    def subset(self, kept: Sequence[int]) -> EncodedDataset:
+        """The items at these positions, with what is encoded of them already."""
+        if len(kept) == len(self):
+            return self
+        subset = EncodedDataset([self.items[i] for i in kept], self.encoder, self._room)
+        subset._cache = {
+            new: self._cache[old] for new, old in enumerate(kept) if old in self._cache
+        }
+        return subset

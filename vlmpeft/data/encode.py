@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.data.conversation import Conversation, Image
+from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.images import open_image
 from vlmpeft.errors import UserError
+from vlmpeft.records import semantic_hash, versions
 from vlmpeft.shipped import find_shipped
 
 IGNORE = -100
+# processor outputs with one value a token; everything else (pixels, grids) is about pictures
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 # Invisible marks around each answer. They pass through the processor's own image expansion, whatever it
 # is, and are taken out just before tokenization, where their positions become character spans.
 _START, _END = "\ue0f0", "\ue0f1"
@@ -40,6 +43,21 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def with_answer(self, start: int, end: int, answer: list[int]) -> Encoded:
+        """The conversation up to `end` with another answer in [start, end), which alone is supervised.
+
+        Processor outputs with one value a token keep what they say of the prompt; of an answer they say 0.
+        """
+        prompt, ids = self.input_ids[:start], torch.tensor(answer)
+        labels = torch.cat([torch.full_like(prompt, IGNORE), ids])
+        inputs = {
+            key: torch.nn.functional.pad(value[:, :start], (0, len(answer)))
+            if key in PER_TOKEN
+            else value
+            for key, value in self.model_inputs.items()
+        }
+        return Encoded(torch.cat([prompt, ids]), labels, ((start, start + len(answer)),), inputs)
+
     @property
     def num_bytes(self) -> int:
         return sum(t.nbytes for t in (self.input_ids, self.labels, *self.model_inputs.values()))
@@ -51,10 +69,13 @@ class Encoder:
     Args:
         processor: tokenizer and image processor of the base.
         chat_template: a Jinja template or the path of one, instead of the processor's.
+        max_pixels: larger pictures are scaled down to this many pixels; None keeps them.
     """
 
-    def __init__(self, processor: Any, chat_template: str | None = None):
-        self.processor = processor
+    def __init__(
+        self, processor: Any, chat_template: str | None = None, max_pixels: int | None = None
+    ):
+        self.processor, self.max_pixels = processor, max_pixels
         self.template = read_template(chat_template) or getattr(processor, "chat_template", None)
         if not self.template:
             raise UserError(
@@ -67,6 +88,41 @@ class Encoder:
         self._special = {i for i, token in added.items() if token.special} | set(
             processor.tokenizer.all_special_ids
         )
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The token a picture's positions are filled with, if the processor says."""
+        return getattr(self.processor, "image_token_id", None)
+
+    @property
+    def end_token_ids(self) -> set[int]:
+        """Special tokens, one of which has to end every answer."""
+        return self._special
+
+    def identity(self) -> str:
+        """A hash of everything that decides how a conversation is encoded."""
+        image_processor = getattr(self.processor, "image_processor", None)
+        return semantic_hash(
+            {
+                "template": self.template,
+                "tokenizer": self.processor.tokenizer.backend_tokenizer.to_str(),
+                "processor": type(self.processor).__name__,
+                "images": image_processor.to_dict() if image_processor else None,
+                "max_pixels": self.max_pixels,
+                "versions": versions(),
+            }
+        )
+
+    def answer_ids(self, conversation: Conversation, turn: int, text: str) -> list[int]:
+        """The tokens of `text` as the answer of a turn, end token included; no image is opened."""
+        chat = [_as_chat(message) for message in conversation.messages[:turn]]
+        chat.append(_as_chat(Message("assistant", (text,))))
+        (ids,) = self._tokenizer(self._marked_text(chat, (turn,)), add_special_tokens=False)[
+            "input_ids"
+        ]
+        ((start, end),) = self._tokenizer.spans
+        first, last = self._token_span(ids, start, end)
+        return list(ids[first:last])
 
     def encode(self, conversation: Conversation, only_turn: int | None = None) -> Encoded:
         """Tokens, labels and image inputs of a conversation.
@@ -81,7 +137,9 @@ class Encoder:
         """
         messages = conversation.messages[: None if only_turn is None else only_turn + 1]
         turns = conversation.assistant_turns if only_turn is None else (only_turn,)
-        images = [open_image(image) for message in messages for image in message.images]
+        images = [
+            open_image(image, self.max_pixels) for message in messages for image in message.images
+        ]
         chat = [_as_chat(message) for message in messages]
         outputs = self._process(self._marked_text(chat, turns), images)
         ids = outputs.pop("input_ids")[0]
@@ -130,7 +188,7 @@ class Encoder:
             raise UserError(f"the processor refused it: {error}") from error
         return dict(outputs)
 
-    def _token_span(self, ids: Tensor, start: int, end: int) -> tuple[int, int]:
+    def _token_span(self, ids: Any, start: int, end: int) -> tuple[int, int]:
         """Tokens that overlap the characters [start, end), cut after the answer's end token."""
         inside = [
             i for i, (a, b) in enumerate(self._tokenizer.offsets) if b > start and a < end and b > a
@@ -144,7 +202,7 @@ class Encoder:
         return inside[0], ends[-1] + 1
 
 
-def _as_chat(message: Any) -> dict[str, Any]:
+def _as_chat(message: Message) -> dict[str, Any]:
     content = [
         {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part}
         for part in message.parts

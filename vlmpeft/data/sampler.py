@@ -17,6 +17,8 @@ class BucketBatchSampler(Sampler[list[int]]):
     Args:
         lengths: tokens of each sample, image tokens included.
         batch_size: samples a batch, on each rank.
+        weights: how often each sample comes in an epoch; default once. Of a fraction, another random part
+            comes each epoch.
         seed: of the shuffling.
         rank: this process; rank r takes batches r, r + world_size, ...
         world_size: number of processes; each gets the same number of batches.
@@ -26,12 +28,17 @@ class BucketBatchSampler(Sampler[list[int]]):
         self,
         lengths: Sequence[int],
         batch_size: int,
+        weights: Sequence[float] | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.lengths, self.batch_size, self.seed = list(lengths), batch_size, seed
         self.rank, self.world_size = rank, world_size
+        self._groups: dict[float, list[int]] = {}  # weight -> samples
+        for index, weight in enumerate(weights or [1.0] * len(self.lengths)):
+            self._groups.setdefault(weight, []).append(index)
+        self.samples = sum(_drawn(weight, len(group)) for weight, group in self._groups.items())
         self.epoch, self._first_batch = 0, 0
 
     @property
@@ -50,7 +57,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank, also after `resume`."""
-        batches = math.ceil(len(self.lengths) / self.batch_size)
+        batches = math.ceil(self.samples / self.batch_size)
         return math.ceil(batches / self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -64,7 +71,7 @@ class BucketBatchSampler(Sampler[list[int]]):
     def _epoch_batches(self) -> list[list[int]]:
         """Shuffle, sort by length within pools of 32 batches, cut, shuffle the batches."""
         rng = random.Random(f"{self.seed} {self.epoch}")
-        order = list(range(len(self.lengths)))
+        order = [i for weight, group in self._groups.items() for i in _draw(weight, group, rng)]
         rng.shuffle(order)
         pool = 32 * self.batch_size
         pools = [
@@ -78,3 +85,14 @@ class BucketBatchSampler(Sampler[list[int]]):
         ]
         rng.shuffle(batches)
         return batches
+
+
+def _drawn(weight: float, size: int) -> int:
+    """How many samples of a group of `size` an epoch has; at least one."""
+    return max(1, round(weight * size))
+
+
+def _draw(weight: float, group: list[int], rng: random.Random) -> list[int]:
+    """The group as often as its weight says whole, and a random part of it for the rest."""
+    whole, rest = divmod(_drawn(weight, len(group)), len(group))
+    return group * whole + (rng.sample(group, rest) if rest else [])

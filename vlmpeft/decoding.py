@@ -1,0 +1,143 @@
+"""Greedy answers and likelihoods of given answers, the plain way: every prompt as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmpeft.data.collate import collate, collate_prompts
+from vlmpeft.data.encode import IGNORE
+from vlmpeft.features import FeatureCache, Sample
+from vlmpeft.loss import token_losses
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the model says of one item.
+
+    Args:
+        ids: the greedy answer up to and with its end token.
+        log_probabilities: of each of `ids`, nats.
+        losses: -log p of each token of the reference answer, nats.
+        choices: log p of each choice as the whole answer, nats.
+    """
+
+    ids: list[int]
+    log_probabilities: list[float]
+    losses: list[float]
+    choices: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an answer ends.
+
+    Args:
+        max_new_tokens: length limit, end token included.
+        end_ids: tokens that end it.
+        pad_id: filler.
+    """
+
+    max_new_tokens: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+
+class _BestLogProbability:
+    """A logits processor that notes the log-probability of the token greedy decoding takes."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps.append(scores.float().log_softmax(-1).amax(-1))
+        return scores
+
+
+class WholePrompts:
+    """Answers by `generate`, likelihoods by whole conversations; works for every model.
+
+    Args:
+        model: an image-text-to-text model.
+        limits: when an answer ends.
+        features: of pictures; None lets the model look at each picture every time.
+    """
+
+    def __init__(self, model: Any, limits: Limits, features: FeatureCache | None = None):
+        self.model, self.limits, self.features = model, limits, features
+
+    def decode(
+        self, samples: Sequence[Sample], choices: Sequence[Sequence[list[int]]]
+    ) -> list[Decoded]:
+        """Answer samples; `choices` are token ids of possible answers, sample by sample."""
+        losses = self.losses(samples)
+        answers = self._generate(samples)
+        likelihoods = [self._choices(s, c) for s, c in zip(samples, choices, strict=True)]
+        return [
+            Decoded(ids, log_probabilities, loss, likelihood)
+            for (ids, log_probabilities), loss, likelihood in zip(
+                answers, losses, likelihoods, strict=True
+            )
+        ]
+
+    def losses(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """-log p of every supervised token, sample by sample."""
+        batch = self._batch(samples, collate)
+        counts = (batch["labels"][:, 1:] != IGNORE).sum(-1).tolist()
+        return [part.tolist() for part in token_losses(self.model, batch).split(counts)]
+
+    def _batch(self, samples: Sequence[Sample], collate_fn: Any) -> dict[str, Any]:
+        """Tensors on the model's device, with features in place of pixels where possible."""
+        device = next(self.model.parameters()).device
+        encoded = [e for _, e in samples]
+        if self.features and self.features.serves(samples):
+            found = self.features.inputs(samples, device)
+            if found is not None:
+                bare = [replace(e, model_inputs=_without_pixels(e.model_inputs)) for e in encoded]
+                return _to(collate_fn(bare, self.limits.pad_id), device) | found
+        return _to(collate_fn(encoded, self.limits.pad_id), device)
+
+    def _generate(self, samples: Sequence[Sample]) -> list[tuple[list[int], list[float]]]:
+        from transformers import LogitsProcessorList  # seconds, which --help need not wait for
+
+        recorder = _BestLogProbability()
+        prompts = self._batch(samples, collate_prompts)
+        output = self.model.generate(
+            **prompts,
+            max_new_tokens=self.limits.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=list(self.limits.end_ids),
+            pad_token_id=self.limits.pad_id,
+            logits_processor=LogitsProcessorList([recorder]),
+        )[:, prompts["input_ids"].shape[1] :]
+        rows = torch.stack(recorder.steps, dim=1).tolist()  # (B, steps)
+        return [self._cut(ids, row) for ids, row in zip(output.tolist(), rows, strict=True)]
+
+    def _cut(self, ids: list[int], row: list[float]) -> tuple[list[int], list[float]]:
+        length = next((n + 1 for n, i in enumerate(ids) if i in self.limits.end_ids), len(ids))
+        return ids[:length], row[:length]
+
+    def _choices(self, sample: Sample, choices: Sequence[list[int]]) -> list[float]:
+        if not choices:
+            return []
+        item, encoded = sample
+        start, end = encoded.turns[0]
+        rows = [(item, encoded.with_answer(start, end, ids)) for ids in choices]
+        return [-sum(losses) for losses in self.losses(rows)]
+
+
+def _without_pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Grids and token types stay: positions are computed from them."""
+    return {key: value for key, value in inputs.items() if not key.startswith("pixel_")}
+
+
+def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
