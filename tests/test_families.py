@@ -10,9 +10,13 @@ from PIL import Image as Pillow
 from vlmpeft.__main__ import main
 from vlmpeft.base import BaseSpec, load_base
 from vlmpeft.data.collate import collate
+from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
+from vlmpeft.decoding import Limits, WholePrompts
+from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
+from vlmpeft.prefixes import SharedPrefixes
 from vlmpeft.records import read_record
 from vlmpeft.strategies import Full, LoRA
 
@@ -119,6 +123,50 @@ def test_generation_is_the_same_alone_and_in_a_batch(qwen, sizes, tmp_path):
         together = model.generate(**collate_prompts(samples, 0), **settings)[:, -6:]
         alone = [model.generate(**collate_prompts([s], 0), **settings)[0, -6:] for s in samples]
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_qwen_s_features_are_cached_and_its_prefixes_are_not_shared(qwen, sizes):
+    """Positions in three streams go on from the whole prompt, so prompts are decoded whole."""
+    model, processor, _ = load_base(BaseSpec(path=str(qwen), bits=_fp32()))
+    model.eval()
+    encoder = Encoder(processor)
+    talks = [
+        talk((Image(str(sizes / f"{name}.png")), text), "x")
+        for name in "abc"
+        for text in ("what is it?", "and now?")
+    ] + [talk("no picture", "y")]
+    samples = [(Item(str(n), t, 1), encoder.encode(t, 1)) for n, t in enumerate(talks)]
+    limits = Limits(5, (1,), 0)
+    features = FeatureCache(model)
+    assert not SharedPrefixes(model, limits, features).serves(samples)
+    with torch.no_grad():
+        cached = WholePrompts(model, limits, features).decode(samples, [[]] * len(samples))
+        plain = WholePrompts(model, limits).decode(samples, [[]] * len(samples))
+    assert len(features._features) == 3
+    for one, other in zip(cached, plain, strict=True):
+        assert one.ids == other.ids
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+
+
+def test_pixel_limit_holds_for_pictures_and_is_saved_with_the_processor(tmp_path):
+    """A processor with a limit of its own gets ours, so that plain transformers sees as many tokens."""
+    from transformers import AutoProcessor
+
+    from .families import qwen_processor
+
+    Pillow.effect_noise((2000, 1500), 80).convert("RGB").save(tmp_path / "big.png")
+    one = talk((Image(str(tmp_path / "big.png")), "what?"), "that")
+    processor = qwen_processor()
+    encoded = Encoder(processor, max_pixels=56 * 56 * 4).encode(one)
+    assert encoded.model_inputs["image_grid_thw"].prod() * 14 * 14 <= 56 * 56 * 4
+    processor.save_pretrained(tmp_path / "saved")
+    again = AutoProcessor.from_pretrained(tmp_path / "saved")
+    plain = again.image_processor(Pillow.open(tmp_path / "big.png"), return_tensors="pt")
+    assert torch.equal(plain["image_grid_thw"], encoded.model_inputs["image_grid_thw"])
+    assert (
+        Encoder(qwen_processor(), max_pixels=None).encode(one).model_inputs["image_grid_thw"].prod()
+        > 4 * plain["image_grid_thw"].prod()
+    )
 
 
 def _fp32():

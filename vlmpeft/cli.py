@@ -30,7 +30,7 @@ from vlmpeft.records import (
     write_json,
     write_predictions,
 )
-from vlmpeft.report import group_table
+from vlmpeft.report import group_table, headlines
 from vlmpeft.scoring import score_loader
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
@@ -351,7 +351,7 @@ class VLMCLI(LightningCLI):
         console = Console(highlight=False)
         console.print(
             f"{split}, {len(scorer.items)} items: "
-            + ", ".join(f"{name} {value:.6f}" for name, value in scores.items())
+            + ", ".join(f"{name} {scores[name]:.6f}" for name in headlines(scores))
         )
         if groups:
             console.print(group_table(f"{split} by {self.data.group_by}", groups))

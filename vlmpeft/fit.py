@@ -318,7 +318,21 @@ def make_scorer(module: VLMModule, data: VLMData, adapter: str | None = None) ->
         known = generation if isinstance(generation, list) else [generation]
         found = {*known, *data.end_ids, tokenizer.eos_token_id} - {None}
         limit, ends = data.max_target_tokens, sorted(found)
+    _check_groups(module, data)
     return Scorer(data.encoder, module.metrics, limit, ends, data.group_by)
+
+
+def _check_groups(module: VLMModule, data: VLMData) -> None:
+    """Refuse a metric for groups that no scored item is in: it would be missing without a word."""
+    splits = [split for split in ("val", "test") if data.has(split)]
+    items = [item for split in splits for item in data.dataset(split).items]
+    there = {str(item.conversation.extra.get(str(data.group_by))) for item in items}
+    for metric in module.metrics:
+        if items and metric.groups and not there & {*metric.groups}:
+            raise UserError(
+                f"model.metrics: {metric.name} is for groups {', '.join(metric.groups)}, but by "
+                f"data.group_by={data.group_by} there are {', '.join(sorted(there)[:20])}"
+            )
 
 
 def start_from(adapter: str, module: VLMModule, base: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ class VLMModule(pl.LightningModule):
         base: which pretrained VLM, and how wide its weights are.
         plan: strategy of each component.
         metrics: short names (ExactMatch, TokenF1, JsonFields, ...) or dotted paths of TextMetric classes, or
-            {class_path, init_args} of one; the first is the primary one.
+            {class_path, init_args, groups} of one, where groups are the values of data.group_by it is for; the first is the primary one.
         weight_decay: of AdamW.
         warmup_ratio: share of the steps during which the learning rates rise.
         gradient_checkpointing: recompute activations in the backward pass; slower, less memory.
@@ -237,7 +237,7 @@ class VLMModule(pl.LightningModule):
     def _prepare_scorer(self, split: str) -> None:
         assert self.scorer is not None, "scoring before the scorer was set"
         items = self.trainer.datamodule.dataset(split).items  # type: ignore[attr-defined]
-        self.scorer.prepare([item.references for item in items])
+        self.scorer.prepare(items)
         self.scorer.to(self.device)
 
     def on_validation_epoch_end(self) -> None:

@@ -64,7 +64,7 @@ def print_result(console: Console, title: str, record: dict[str, Any], adapter: 
         base, tuned = (record["groups"][state][split] for state in ("base", "tuned"))
         console.print(group_table(f"{split} by group", tuned, base))
     for name, scores in (record["controls"] or {}).items():
-        shown = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in _headlines(scores))
+        shown = ", ".join(f"{metric} {scores[metric]:.4f}" for metric in headlines(scores))
         console.print(f"control, {name} pictures: {shown}")
     run_dir, size = adapter.parent, folder_bytes(adapter) / 2**20
     console.print(f"adapter: {adapter} ({size:.2f} MiB), record: {run_dir / 'result.json'}")
@@ -81,13 +81,18 @@ def group_table(
     title: str, tuned: dict[str, dict[str, float]], base: dict[str, dict[str, float]] | None = None
 ) -> Table:
     """One row a group: items and headline scores, as `before -> after` if `base` is given."""
-    names = _headlines(next(iter(tuned.values())))
+    names = list(dict.fromkeys(name for scores in tuned.values() for name in headlines(scores)))
     table = _table(title, "group", "items", *names)
     for group, scores in tuned.items():
-        before = [f"{base[group][name]:.3f} -> " if base else "" for name in names]
-        cells = [b + f"{scores[name]:.3f}" for b, name in zip(before, names, strict=True)]
+        before = base[group] if base else {}
+        cells = [_change(before.get(name), scores.get(name)) for name in names]
         table.add_row(group, str(int(scores["items"])), *cells)
     return table
+
+
+def _change(before: float | None, after: float | None) -> str:
+    shown = "-" if after is None else f"{after:.3f}"
+    return shown if before is None else f"{before:.3f} -> {shown}"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -98,7 +103,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _headlines(scores: dict[str, float]) -> list[str]:
+def headlines(scores: dict[str, float]) -> list[str]:
     """Names without a suffix: what is shown where there is no room for every detail."""
     return [name for name in scores if "/" not in name and name != "items"]
 
@@ -119,5 +124,5 @@ def model_card(name: str, base: dict[str, Any], plan: Plan, metrics: Metrics) ->
 
 def _score_rows(metrics: Metrics) -> Iterator[tuple[str, str, str, str]]:
     for split, tuned in metrics["tuned"].items():
-        for name in _headlines(tuned):
+        for name in headlines(tuned):
             yield split, name, f"{metrics['base'][split][name]:.4f}", f"{tuned[name]:.4f}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Decoded, Limits, WholePrompts
 from vlmpeft.features import FeatureCache, Sample
@@ -48,13 +49,17 @@ class Scorer:
         self.items: list[dict[str, Any]] = []
         self._decoder: _Decoder | None = None
 
-    def prepare(self, references: Sequence[tuple[str, ...]]) -> None:
+    def prepare(self, items: Sequence[Item]) -> None:
         """Forget every item, and show the metrics what is accepted of those that come."""
         self.items, self._decoder = [], None
+        self.loss.reset()
         for metric in self.metrics:
             metric.reset()
-            metric.prepare(references)
-        self.loss.reset()
+            mine = [item for item in items if self._concerns(metric, item.conversation.extra)]
+            metric.prepare([item.references for item in mine])
+
+    def _concerns(self, metric: TextMetric, fields: Mapping[str, Any]) -> bool:
+        return metric.groups is None or str(fields.get(str(self.group_by))) in metric.groups
 
     def to(self, device: torch.device) -> None:
         """Move the metric states, so that they can be reduced over ranks."""
@@ -70,9 +75,10 @@ class Scorer:
         decoded = self._decoder.decode(samples, choices)
         triples = zip(samples, decoded, choices, strict=True)
         records = [self._record(item, one, ids) for (item, _), one, ids in triples]
-        answers = [read_answer(record) for record in records]
         for metric in self.metrics:
-            metric.update(answers)
+            answers = [read_answer(record) for record in records if metric.name in record["scores"]]
+            if answers:
+                metric.update(answers)
         for one in decoded:
             self.loss.update(torch.tensor(one.losses))
         self.items += records
@@ -100,7 +106,7 @@ class Scorer:
         assert item.turn is not None
         return [self.encoder.answer_ids(item.conversation, item.turn, c) for c in item.choices]
 
-    def _record(self, item: Any, decoded: Decoded, choices: list[list[int]]) -> dict[str, Any]:
+    def _record(self, item: Item, decoded: Decoded, choices: list[list[int]]) -> dict[str, Any]:
         finished = bool(decoded.ids) and decoded.ids[-1] in self.end_ids
         record = {key: value for key, value in item.conversation.extra.items() if key != "choices"}
         record |= {
@@ -123,7 +129,8 @@ class Scorer:
             "tokens": len(decoded.losses),
         }
         answer = read_answer(record)
-        return record | {"scores": {m.name: m.score_item(answer) for m in self.metrics}}
+        mine = [metric for metric in self.metrics if self._concerns(metric, record)]
+        return record | {"scores": {metric.name: metric.score_item(answer) for metric in mine}}
 
 
 def read_answer(record: Mapping[str, Any]) -> Answer:
@@ -154,16 +161,19 @@ def _score_items(metrics: Sequence[TextMetric], items: Sequence[Mapping[str, Any
     fresh = [copy.deepcopy(metric) for metric in metrics]
     for metric in fresh:
         metric.reset()
-        metric.update([read_answer(item) for item in items])
+        if answers := [read_answer(item) for item in items if metric.name in item["scores"]]:
+            metric.update(answers)
     tokens = sum(item["tokens"] for item in items)
     loss = sum(item["loss"] * item["tokens"] for item in items) / max(1, tokens)
     return _values(fresh) | {"loss": loss, "items": len(items)}
 
 
 def _values(metrics: Sequence[TextMetric]) -> Scores:
-    """Name -> value; a metric of several values gives name/suffix."""
+    """Name -> value; a metric of several values gives name/suffix, one without an item nothing."""
     found: Scores = {}
     for metric in metrics:
+        if not metric.update_called:
+            continue
         value = metric.compute()
         parts = value if isinstance(value, dict) else {"": value}
         found |= {f"{metric.name}/{k}" if k else metric.name: float(v) for k, v in parts.items()}
@@ -206,7 +216,7 @@ def score_loader(
     scorer: Scorer, model: Any, loader: Iterable[Sequence[Sample]], device: Any, context: Any
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """Score a whole split in one process; returns (metrics, items in a fixed order)."""
-    scorer.prepare([item.references for item in loader.dataset.items])  # type: ignore[attr-defined]
+    scorer.prepare(loader.dataset.items)  # type: ignore[attr-defined]
     scorer.to(device)
     model.eval()
     with context:

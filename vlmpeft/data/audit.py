@@ -28,11 +28,13 @@ class Finding:
         level: error makes `data check` fail, warning does not.
         text: what, how often.
         examples: places or ids.
+        pictures: groups to look at.
     """
 
     level: str
     text: str
     examples: tuple[str, ...] = ()
+    pictures: tuple[tuple[Image, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -285,10 +287,13 @@ def _alike(pictures: Sequence[tuple[Image, str]]) -> list[Finding]:
     groups = [[known[i] for i in group] for group in near_duplicates(signatures)]
     across = [group for group in groups if len({name for _, name in group}) > 1]
     within = [group for group in groups if len({name for _, name in group}) == 1]
-    texts = (("are in several splits", across), ("are in one split", within))
+    texts = (("in several splits", across), ("in one split", within))
     return [
         Finding(
-            "warning", f"{len(found)} groups of pictures that look the same {where}", _named(found)
+            "warning",
+            f"{len(found)} groups of pictures look (nearly) the same, {where}",
+            _named(found),
+            tuple(tuple(image for image, _ in group[:8]) for group in found),
         )
         for where, found in texts
         if found

@@ -18,6 +18,7 @@ from vlmpeft.errors import UserError
 from vlmpeft.records import write_atomically
 
 _SHOWN = 24  # conversations a split
+_EXAMPLES = 50  # of a finding
 _SIDE = 160  # pixels of a thumbnail's longer side
 
 _STYLE = """
@@ -98,7 +99,10 @@ def _finding(finding: Finding) -> str:
     )
     if not finding.examples:
         return f"<p>{head}</p>"
-    items = "".join(f"<li>{_text(example)}</li>" for example in finding.examples[:100])
+    items = "".join(f"<li>{_text(example)}</li>" for example in finding.examples[:_EXAMPLES])
+    items += "".join(
+        f"<li>{''.join(map(_thumbnail, g))}</li>" for g in finding.pictures[:_EXAMPLES]
+    )
     return f"<details><summary>{head}</summary><ul>{items}</ul></details>"
 
 

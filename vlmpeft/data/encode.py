@@ -76,6 +76,7 @@ class Encoder:
         self, processor: Any, chat_template: str | None = None, max_pixels: int | None = None
     ):
         self.processor, self.max_pixels = processor, max_pixels
+        _limit_pixels(processor, max_pixels)
         self.template = read_template(chat_template) or getattr(processor, "chat_template", None)
         if not self.template:
             raise UserError(
@@ -200,6 +201,21 @@ class Encoder:
                 "stop; give one that does: --data.chat_template FILE.jinja (configs/templates has some)"
             )
         return inside[0], ends[-1] + 1
+
+
+def _limit_pixels(processor: Any, max_pixels: int | None) -> None:
+    """Give the limit to an image processor that has one itself (Qwen-VL's kin): it is saved with the adapter."""
+    image_processor = getattr(processor, "image_processor", None)
+    kwargs = getattr(image_processor, "valid_kwargs", None)
+    size = getattr(image_processor, "size", None)
+    if (
+        max_pixels is None
+        or size is None
+        or "max_pixels" not in getattr(kwargs, "__annotations__", {})
+    ):
+        return
+    if (most := size.get("longest_edge")) and most > max_pixels:
+        size["longest_edge"] = max_pixels  # pixels, in spite of its name
 
 
 def _as_chat(message: Message) -> dict[str, Any]:

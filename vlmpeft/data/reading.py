@@ -17,7 +17,9 @@ from vlmpeft.data.workbench.build import PREFIX, cached_task
 from vlmpeft.errors import UserError
 
 SPLITS = ("train", "val", "test", "retention")
-Given = float | str | Sequence[str | Mapping[str, Any]] | None  # a share of train, a path, several sources
+Given = (
+    float | str | Sequence[str | Mapping[str, Any]] | None
+)  # a share of train, a path, several sources
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,7 @@ def as_sources(value: str | Sequence[str | Mapping[str, Any]] | None) -> list[So
     if value is None:
         return []
     entries = [value] if isinstance(value, str) else list(value)
-    return [
-        Source(entry) if isinstance(entry, str) else _build(Source, entry) for entry in entries
-    ]
+    return [Source(entry) if isinstance(entry, str) else _build(Source, entry) for entry in entries]
 
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:

@@ -58,6 +58,7 @@ class TextMetric(Metric):
     higher_is_better = True
     full_state_update = False
     needs_choices: bool = False
+    groups: tuple[str, ...] | None = None  # values of data.group_by that it is for; None is all
     total: Tensor
     count: Tensor
     _given: tuple[tuple[Any, ...], dict[str, Any]]
@@ -118,4 +119,6 @@ class TextMetric(Metric):
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 init_args |= init_args.pop(name)
         cls = type(self)
-        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+        path = f"{cls.__module__}.{cls.__qualname__}"
+        groups = {} if self.groups is None else {"groups": list(self.groups)}
+        return {"class_path": path, "init_args": init_args} | groups

@@ -9,16 +9,19 @@ from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.metrics.base import TextMetric
 from vlmpeft.registry import METRICS, resolve
 
-MetricSpec = str | dict[str, Any]  # a name, or {class_path, init_args}
+MetricSpec = str | dict[str, Any]  # a name, or {class_path, init_args, groups}
+_KEYS = ("class_path", "init_args", "groups")
 
 
 def build_metric(spec: MetricSpec) -> TextMetric:
-    """The metric of a short name, a dotted path, or {class_path, init_args}.
+    """The metric of a short name, a dotted path, or {class_path, init_args, groups}.
+
+    `groups` are the values of `data.group_by` whose items it scores; others are none of its business.
 
     Raises:
         UserError: an unknown name, not a TextMetric, or arguments that it does not take.
     """
-    name, init_args = _read_spec(spec)
+    name, init_args, groups = _read_spec(spec)
     cls = resolve(name, METRICS)
     if not (isinstance(cls, type) and issubclass(cls, TextMetric)):
         raise UserError(f"model.metrics: {name} is not a vlmpeft.TextMetric subclass")
@@ -32,24 +35,28 @@ def build_metric(spec: MetricSpec) -> TextMetric:
         raise UserError(f"model.metrics: {name} cannot be built: {error}") from error
     if not isinstance(getattr(metric, "name", None), str):
         raise UserError(f"model.metrics: {name} has no `name`, under which its score is reported")
+    metric.groups = groups
     return metric
 
 
-def _read_spec(spec: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _read_spec(spec: MetricSpec) -> tuple[str, dict[str, Any], tuple[str, ...] | None]:
     if isinstance(spec, str):
-        return spec, {}
+        return spec, {}, None
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise UserError(f"model.metrics: {spec!r} is neither a name nor {{class_path, init_args}}")
     for key in spec:
-        if key not in ("class_path", "init_args"):
-            hint = did_you_mean(str(key), ("class_path", "init_args"))
+        if key not in _KEYS:
+            hint = did_you_mean(str(key), _KEYS)
             raise UserError(f"model.metrics: unknown key {key!r} beside class_path.{hint}")
     init_args = spec.get("init_args") or {}
     if not isinstance(init_args, dict):
         raise UserError(
             f"model.metrics: init_args of {spec['class_path']} is not a mapping: {init_args!r}"
         )
-    return spec["class_path"], init_args
+    groups = spec.get("groups")
+    if groups is not None and not (isinstance(groups, list) and groups):
+        raise UserError(f"model.metrics: groups of {spec['class_path']} is a list, not {groups!r}")
+    return spec["class_path"], init_args, tuple(map(str, groups)) if groups else None
 
 
 def _check_names(name: str, cls: type[TextMetric], init_args: dict[str, Any]) -> None:

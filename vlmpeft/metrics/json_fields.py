@@ -97,7 +97,8 @@ class JsonFields(TextMetric):
             text, problem = broken[0]
             raise UserError(
                 f"json_fields: {len(broken)} of {len(texts)} references are no JSON object, "
-                f"first {text[:200]!r}: {problem}"
+                f"first {text[:200]!r}: {problem}; if only some are meant to be, say which: "
+                "{class_path: JsonFields, groups: [...]} with data.group_by"
             )
 
     def score(self, generated: str, expected: str) -> float:
