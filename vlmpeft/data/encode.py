@@ -76,7 +76,8 @@ class Encoder:
         self, processor: Any, chat_template: str | None = None, max_pixels: int | None = None
     ):
         self.processor, self.max_pixels = processor, max_pixels
-        _limit_pixels(processor, max_pixels)
+        limits_itself = max_pixels is not None and _limit_pixels(processor, max_pixels)
+        self._open_pixels = None if limits_itself else max_pixels  # scaling twice would round twice
         self.template = read_template(chat_template) or getattr(processor, "chat_template", None)
         if not self.template:
             raise UserError(
@@ -139,7 +140,7 @@ class Encoder:
         messages = conversation.messages[: None if only_turn is None else only_turn + 1]
         turns = conversation.assistant_turns if only_turn is None else (only_turn,)
         images = [
-            open_image(image, self.max_pixels) for message in messages for image in message.images
+            open_image(image, self._open_pixels) for message in messages for image in message.images
         ]
         chat = [_as_chat(message) for message in messages]
         outputs = self._process(self._marked_text(chat, turns), images)
@@ -203,19 +204,19 @@ class Encoder:
         return inside[0], ends[-1] + 1
 
 
-def _limit_pixels(processor: Any, max_pixels: int | None) -> None:
-    """Give the limit to an image processor that has one itself (Qwen-VL's kin): it is saved with the adapter."""
+def _limit_pixels(processor: Any, max_pixels: int) -> bool:
+    """Give the limit to an image processor that has one itself (Qwen-VL's kin): it is saved with the adapter.
+
+    Returns whether it has.
+    """
     image_processor = getattr(processor, "image_processor", None)
-    kwargs = getattr(image_processor, "valid_kwargs", None)
+    kwargs = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
     size = getattr(image_processor, "size", None)
-    if (
-        max_pixels is None
-        or size is None
-        or "max_pixels" not in getattr(kwargs, "__annotations__", {})
-    ):
-        return
-    if (most := size.get("longest_edge")) and most > max_pixels:
-        size["longest_edge"] = max_pixels  # pixels, in spite of its name
+    most = size.get("longest_edge") if size else None
+    if not most or "max_pixels" not in kwargs:
+        return False
+    size["longest_edge"] = min(most, max_pixels)  # pixels, in spite of its name
+    return True
 
 
 def _as_chat(message: Message) -> dict[str, Any]:
