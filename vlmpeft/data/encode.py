@@ -212,10 +212,9 @@ def _limit_pixels(processor: Any, max_pixels: int) -> bool:
     image_processor = getattr(processor, "image_processor", None)
     kwargs = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
     size = getattr(image_processor, "size", None)
-    most = size.get("longest_edge") if size else None
-    if not most or "max_pixels" not in kwargs:
+    if size is None or not size.get("longest_edge") or "max_pixels" not in kwargs:
         return False
-    size["longest_edge"] = min(most, max_pixels)  # pixels, in spite of its name
+    size["longest_edge"] = min(size["longest_edge"], max_pixels)  # pixels, in spite of its name
     return True
 
 
