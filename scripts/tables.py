@@ -7,6 +7,7 @@ python scripts/tables.py --check    # exit 1 if a table is not what its records 
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import statistics
@@ -79,14 +80,50 @@ def _added(record: dict) -> int:
     return sum(s["trainable"] for s in strategies if s["name"] != "Full")
 
 
-def step_table() -> str:
-    """The training step beside the common recipe."""
-    if not (ROOT / "results/benchmarks/step.json").is_file():
-        return "No record yet: `python benchmarks/step.py`."
-    return read("results/benchmarks/step.json")["table"]
+def benchmark_table(name: str) -> str:
+    """What a benchmark's record says."""
+    path = f"results/benchmarks/{name}.json"
+    if not (ROOT / path).is_file():
+        return f"No record yet: `python benchmarks/{name.partition('-')[0]}.py`."
+    return read(path)["table"]
 
 
-TABLES = {"tiny": tiny_table, "format": format_table, "step": step_table}
+def metrics_table() -> str:
+    """Every registered metric: its name in a config, in a record, and the first line of its docstring."""
+    registry = ast.parse((ROOT / "vlmpeft/registry.py").read_text())
+    names = next(
+        ast.literal_eval(node.value)
+        for node in registry.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "METRICS"  # type: ignore[attr-defined]
+    )
+    rows = []
+    for short, path in sorted(names.items()):
+        module, _, cls = path.rpartition(".")
+        source = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        node = next(n for n in source.body if isinstance(n, ast.ClassDef) and n.name == cls)
+        rows.append(
+            [f"`{short}`", f"`{_reported(node)}`", (ast.get_docstring(node) or "").split("\n")[0]]
+        )
+    return markdown(["model.metrics", "in the record", ""], rows)
+
+
+def _reported(node: ast.ClassDef) -> str:
+    """The `name` a class gives itself."""
+    for statement in node.body:
+        if isinstance(statement, ast.Assign) and statement.targets[0].id == "name":  # type: ignore[attr-defined]
+            return ast.literal_eval(statement.value)
+    return "<metric>_chance_corrected"
+
+
+TABLES = {
+    "tiny": tiny_table,
+    "format": format_table,
+    "metrics": metrics_table,
+    "step": lambda: benchmark_table("step"),
+    "scoring_tiny": lambda: benchmark_table("scoring-tiny"),
+    "scoring_smol": lambda: benchmark_table("scoring-smol-vlm"),
+    "data": lambda: benchmark_table("data"),
+}
 
 
 def fill(text: str) -> str:
@@ -116,7 +153,13 @@ def header(text: str, records: list[dict]) -> str:
 def main() -> int:
     runs = format_runs()
     new = {
-        ROOT / name: fill((ROOT / name).read_text()) for name in ("README.md", "docs/results.md")
+        path: fill(path.read_text())
+        for path in (
+            ROOT / "README.md",
+            ROOT / "docs/results.md",
+            ROOT / "docs/metrics.md",
+            ROOT / "docs/data.md",
+        )
     }
     for config, records in runs.items():
         path = ROOT / "configs" / f"{config}.yaml"

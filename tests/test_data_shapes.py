@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import random
 import sys
@@ -120,7 +121,7 @@ def messages_jsonl(folder):
     """OpenAI-style messages with data URIs, two images, and text alone among them."""
     lines = []
     drawn = scenes(20, 3)
-    for n, ((scene, picture), (other, second)) in enumerate(zip(drawn, drawn[1:], strict=False)):
+    for n, ((scene, picture), (other, second)) in enumerate(itertools.pairwise(drawn)):
         uris = [
             "data:image/png;base64," + base64.b64encode(png(p)).decode() for p in (picture, second)
         ]

@@ -23,7 +23,7 @@ from vlmpeft.data.digests import Digests
 from vlmpeft.data.encode import Encoded, Encoder
 from vlmpeft.data.measure import Measured, measure
 from vlmpeft.data.reading import SPLITS, Read, SplitReader
-from vlmpeft.data.rows import Columns, Recipe, check_target
+from vlmpeft.data.rows import Columns, Recipe, as_choices, check_target
 from vlmpeft.data.sampler import BucketBatchSampler
 from vlmpeft.errors import UserError, did_you_mean
 
@@ -65,7 +65,7 @@ class VLMData(pl.LightningDataModule):
         columns: Columns = Columns(),
         prompt: str | None = None,
         target: str | dict[str, Any] | None = None,
-        choices: list[str] | None = None,
+        choices: list[str | bool | int | float] | None = None,
         split_by: str = "image",
         group_by: str | None = None,
         batch_size: int = 16,
@@ -92,7 +92,7 @@ class VLMData(pl.LightningDataModule):
         self.reader = SplitReader(
             {"train": train, "val": val, "test": test, "retention": retention},
             image_dir,
-            Recipe(columns, prompt, target, choices),
+            Recipe(columns, prompt, target, as_choices(choices)),
             split_by,
             self.digests,
             self._on_error,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,19 @@ class Recipe:
             return self.choices
         value = _unpacked(self._value(row, "choices"))
         return [str(choice) for choice in value] if isinstance(value, list) and value else None
+
+
+def as_choices(choices: Sequence[Any] | None) -> list[str] | None:
+    """`data.choices` as texts.
+
+    Raises:
+        UserError: YAML has read yes and no as true and false.
+    """
+    if choices and any(isinstance(choice, bool) for choice in choices):
+        raise UserError(
+            f"data.choices: {choices} are true and false to YAML; quote them: ['yes', 'no']"
+        )
+    return [str(choice) for choice in choices] if choices else None
 
 
 def check_target(target: Any) -> None:

@@ -137,5 +137,7 @@ def _conversation(record: Any, place: str, folder: Path, recipe: Recipe) -> Conv
     if not isinstance(record, dict):
         raise UserError(f"a conversation is an object, not {type(record).__name__}")
     if holds_conversation(record):
-        return conversation_from_chat(record, place, folder)
+        conversation = conversation_from_chat(record, place, folder)
+        choices = {"choices": recipe.choices} if recipe.choices else {}
+        return replace(conversation, extra=choices | dict(conversation.extra))
     return recipe.conversation(record, place, folder)

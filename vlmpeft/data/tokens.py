@@ -112,7 +112,9 @@ def _mislabelled(encoder: Encoder, conversation: Conversation, encoded: Encoded)
         ids = encoded.input_ids[start:end].tolist()
         if ids[-1] not in encoder.end_token_ids:
             return f"the end token of the answer {answer[:40]!r} is not supervised"
-        said = encoder.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        while ids and ids[-1] in encoder.end_token_ids:
+            ids.pop()
+        said = encoder.processor.tokenizer.decode(ids)
         if _squeezed(said) != _squeezed(answer):
             return f"what is supervised is {said[:60]!r}, not the answer {answer[:60]!r}"
     return None
