@@ -71,7 +71,14 @@ def _measured(dataset: EncodedDataset, num_workers: int) -> Iterator[Measured | 
     if num_workers == 0:
         yield from (_measure_item(dataset, index) for index in range(len(dataset)))
         return
-    yield from DataLoader(_Measuring(dataset), batch_size=None, num_workers=num_workers)
+    yield from DataLoader(
+        _Measuring(dataset), batch_size=None, collate_fn=_unchanged, num_workers=num_workers
+    )
+
+
+def _unchanged(result: Measured | UserError) -> Measured | UserError:
+    """In place of torch's own conversion, which makes lists of tuples."""
+    return result
 
 
 class _Measuring(Dataset[Any]):

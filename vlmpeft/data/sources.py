@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -134,6 +135,10 @@ def _records(file: Path, split: str, on_error: OnError) -> Records | Iterator[tu
 def _conversation(record: Any, place: str, folder: Path, recipe: Recipe) -> Conversation:
     if isinstance(record, str):  # a shard's sample that could not be read
         raise UserError(record)
+    try:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"text that is not Unicode: {error.object[error.start]!r} alone") from error
     if not isinstance(record, dict):
         raise UserError(f"a conversation is an object, not {type(record).__name__}")
     if holds_conversation(record):
