@@ -111,7 +111,7 @@ class Scorer:
         record = {key: value for key, value in item.conversation.extra.items() if key != "choices"}
         record |= {
             "id": item.id,
-            "image": [image.source[:200] for image in item.conversation.images],
+            "image": [image.label for image in item.conversation.images],
             "prompt": item.prompt,
             "expected": item.expected,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ class _PictureStore:
             return self._image(value)
         if isinstance(value, dict):
             if isinstance(value.get("bytes"), bytes):
-                return self._image(value["bytes"])
+                return replace(self._image(value["bytes"]), name=value.get("path") or "")
             return {key: self.take(entry) for key, entry in value.items()}
         return [self.take(entry) for entry in value] if isinstance(value, list) else value
 

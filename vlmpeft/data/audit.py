@@ -209,7 +209,7 @@ def _leaks(data: VLMData, splits: dict[str, list[Conversation]]) -> list[Finding
         if same := texts[a] & texts[b]:
             findings.append(Finding("warning", f"{len(same)} conversations of {b} are also in {a}"))
         if shared := pictures[a].keys() & pictures[b].keys():
-            examples = tuple(pictures[b][digest].source for digest in list(shared)[:5])
+            examples = tuple(pictures[b][digest].label for digest in list(shared)[:5])
             text = f"{len(shared)} images of {b} are also in {a}"
             findings.append(Finding("warning", text, examples))
     return findings
@@ -302,7 +302,7 @@ def _alike(pictures: Sequence[tuple[Image, str]]) -> list[Finding]:
 
 def _named(groups: Sequence[Sequence[tuple[Image, str]]]) -> tuple[str, ...]:
     return tuple(
-        ", ".join(f"{image.source[:80]} ({name})" for image, name in group[:4]) for group in groups
+        ", ".join(f"{image.label} ({name})" for image, name in group[:4]) for group in groups
     )
 
 

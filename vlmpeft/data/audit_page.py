@@ -172,5 +172,5 @@ def _thumbnail(image: Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
-    name = Path(image.source).name if not image.source.startswith("data:") else "data URI"
+    name = image.label
     return f'<img alt="{_text(name)}" title="{_text(name)}" src="data:image/jpeg;base64,{data}">'

@@ -109,7 +109,7 @@ def _locate(source: str, folder: Path) -> Image:
         return Image(source)
     if source.startswith(("http://", "https://")):
         raise UserError(f"image {source}: download it first; URLs are not fetched while training")
-    return Image(str(folder / source.removeprefix("file://")))
+    return Image(str(folder / source.removeprefix("file://")), name=source)
 
 
 def _message(turn: Any, waiting: list[Image], folder: Path) -> Message:

@@ -18,12 +18,19 @@ class Image:
         offset: first byte of the picture in the file, for one inside a tar shard or a blob.
         size: how many bytes; None is the whole file.
         blank: opened as a grey picture of the same size, as a control.
+        name: what the data calls it, which is the same on every machine.
     """
 
     source: str
     offset: int = 0
     size: int | None = None
     blank: bool = False
+    name: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """Its name, or the beginning of its source."""
+        return self.name or self.source[:80]
 
 
 @dataclass(frozen=True)

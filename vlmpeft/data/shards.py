@@ -60,7 +60,7 @@ def _record(shard: tarfile.TarFile, file: Path, members: list[tarfile.TarInfo]) 
     for member in members:
         extension = _split_name(member.name)[1]
         if extension.rpartition(".")[2] in _PICTURES:
-            images.append(Image(str(file), member.offset_data, member.size))
+            images.append(Image(str(file), member.offset_data, member.size, name=member.name))
             continue
         reader = shard.extractfile(member)
         content = reader.read().decode("utf-8", "replace") if reader else ""

@@ -47,7 +47,7 @@ def view_tokens(encoder: Encoder, conversations: Sequence[Conversation]) -> list
     views = []
     for conversation in conversations:
         encoded = encoder.encode(conversation)
-        images = tuple(image.source[:200] for image in conversation.images)
+        images = tuple(image.label for image in conversation.images)
         rows = tuple(_rows(encoder, encoded, _roles(encoder, conversation, encoded)))
         views.append(TokenView(conversation.id, conversation.place, images, rows))
     return views
