@@ -20,9 +20,10 @@ from vlmpeft.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoints
 from vlmpeft.config import explain, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import Interrupted, UserError
-from vlmpeft.fit import Eval, FitRun, Search, make_scorer, new_run_dir, use_adapter
+from vlmpeft.fit import Eval, FitRun, Search, new_run_dir
 from vlmpeft.module import VLMModule
 from vlmpeft.progress import FitProgress, MetricsCsv
+from vlmpeft.readiness import make_scorer, use_adapter
 from vlmpeft.records import (
     read_record,
     write_atomically,

@@ -59,8 +59,10 @@ def print_result(console: Console, title: str, record: dict[str, Any], adapter: 
         table.add_row(*row)
     if table.row_count:
         console.print(table)
-    if record["groups"]:
-        split = next(s for s in ("test", "val") if s in record["groups"]["tuned"])
+    split = next((s for s in ("test", "val") if s in record["metrics"]["tuned"]), None)
+    if split and (details := _details(record["metrics"], split)).row_count:
+        console.print(details)
+    if split and record["groups"]:
         base, tuned = (record["groups"][state][split] for state in ("base", "tuned"))
         console.print(group_table(f"{split} by group", tuned, base))
     for name, scores in (record["controls"] or {}).items():
@@ -70,11 +72,22 @@ def print_result(console: Console, title: str, record: dict[str, Any], adapter: 
     console.print(f"adapter: {adapter} ({size:.2f} MiB), record: {run_dir / 'result.json'}")
     console.print("next:")
     for verb in (
-        f"test --adapter {adapter}",
+        f"{'validate' if split == 'val' else 'test'} --adapter {adapter}",
         f"predict --adapter {adapter}",
         f"fit --config {run_dir / 'config.yaml'} --init_adapter {adapter} --data.train MORE.json",
     ):
         console.print(f"  python -m vlmpeft {verb}", soft_wrap=True)
+
+
+def _details(metrics: Metrics, split: str) -> Table:
+    """What metrics of several numbers say of a split: parse rate, each field, ..."""
+    table = _table(f"{split} in detail", "metric", "base", "tuned")
+    base, tuned = metrics["base"][split], metrics["tuned"][split]
+    for name in tuned:
+        if "/" in name:
+            before = f"{base[name]:.4f}" if name in base else "-"
+            table.add_row(name, before, f"{tuned[name]:.4f}")
+    return table
 
 
 def group_table(

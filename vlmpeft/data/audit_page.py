@@ -8,10 +8,11 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vlmpeft.data.audit import Audit, Finding, SplitAudit
-from vlmpeft.data.audit_text import number_rows
+from vlmpeft.data.audit import Audit, SplitAudit
+from vlmpeft.data.audit_text import number_rows, span
 from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.data.findings import Finding
 from vlmpeft.data.images import open_image
 from vlmpeft.data.tokens import TokenView
 from vlmpeft.errors import UserError
@@ -103,7 +104,8 @@ def _finding(finding: Finding) -> str:
     items += "".join(
         f"<li>{''.join(map(_thumbnail, g))}</li>" for g in finding.pictures[:_EXAMPLES]
     )
-    return f"<details><summary>{head}</summary><ul>{items}</ul></details>"
+    is_open = " open" if finding.level == "error" else ""
+    return f"<details{is_open}><summary>{head}</summary><ul>{items}</ul></details>"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -125,7 +127,7 @@ def _numbers(splits: dict[str, SplitAudit]) -> str:
 def _histogram(split: SplitAudit) -> str:
     most = max(count for _, _, count in split.histogram)
     return "".join(
-        f'<div class="bar"><span>{low:,} to {high:,}</span>'
+        f'<div class="bar"><span>{span(low, high)}</span>'
         f'<span><i style="width:{100 * count / most:.1f}%"></i></span><span>{count:,}</span></div>'
         for low, high, count in split.histogram
     )

@@ -9,7 +9,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from vlmpeft.data.audit import Audit, Finding, SplitAudit
+from vlmpeft.data.audit import Audit, SplitAudit
+from vlmpeft.data.findings import Finding
 from vlmpeft.data.tokens import TokenView
 
 _BAR = 40  # characters of the longest bar
@@ -66,7 +67,16 @@ def histogram_lines(split: SplitAudit) -> Iterator[str]:
     most = max(count for _, _, count in split.histogram)
     for low, high, count in split.histogram:
         bar = "#" * -(-_BAR * count // most)
-        yield f"  {low:>6,} to {high:>6,}  {bar:<{_BAR}} {count:,}"
+        yield f"  {span(low, high):>15}  {bar:<{_BAR}} {count:,}"
+
+
+def span(low: int, high: int) -> str:
+    """A range in words.
+
+    >>> span(7, 7), span(1000, 1999)
+    ('7', '1,000 to 1,999')
+    """
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _commonest(name: str, split: SplitAudit) -> Table:
