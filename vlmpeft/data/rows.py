@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmpeft.data.chat import PLACEHOLDER, accepted_answers, listed_images, split_placeholders
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.errors import UserError, did_you_mean
-
-_LONGEST_EXTRA = 200  # characters of a column that an item keeps for grouping
+from vlmpeft.data.values import (
+    as_text,
+    check_column,
+    fill,
+    is_missing,
+    is_small,
+    kept,
+    names,
+    printable,
+    shown,
+    unpacked,
+)
+from vlmpeft.errors import UserError
 
 # what a column is called when data.columns does not say
 _USUAL = {
@@ -57,6 +66,15 @@ class Columns:
     id: str | None = None
     choices: str | None = None
 
+    def __post_init__(self) -> None:
+        for role, column in vars(self).items():
+            several = role == "image" and isinstance(column, list)
+            for name in column if several else [column]:
+                if name is not None and not isinstance(name, str):
+                    raise UserError(
+                        f"data.columns.{role} is the name of a column, not {shown(column)}"
+                    )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -81,35 +99,32 @@ class Recipe:
         Raises:
             UserError: a column that does not exist, no question, no answer, a bad picture.
         """
-        waiting = self._images(row, folder)
-        messages = [Message("user", self._question(row, waiting))]
+        messages = [Message("user", self._question(row, self._images(row, folder)))]
         choices = self._choices(row)
-        references = self._answers(row, choices)
-        if system := _text(self._value(row, "system")):
-            messages.insert(0, Message("system", (system,)))
-        chosen, _ = Counter(references).most_common(1)[
-            0
-        ]  # VQAv2 trains on the most frequent answer
-        several = references if len(references) > 1 else ()
-        messages.append(Message("assistant", (chosen,), references=several))
-        extra = {k: v for k, v in row.items() if _is_small(v)}
+        messages.append(_answer(self._answers(row, choices)))
+        if system := self._text(row, "system"):
+            messages.insert(0, Message("system", (_without_mark(system, "system prompt"),)))
+        name = self._text(row, "id")
+        extra = kept({key: value for key, value in row.items() if is_small(value)})
+        extra.pop("references", None)  # results have some of their own
         if choices:
             extra["choices"] = choices
-        name = self._value(row, "id")
-        identity = Path(place).name if name is None else str(name)
-        return Conversation(identity, tuple(messages), place, extra)
+        return Conversation(printable(name) or Path(place).name, tuple(messages), place, extra)
 
     def _column(self, row: Mapping[str, Any], role: str) -> str | None:
         """The column that plays a role, or None."""
         named = getattr(self.columns, role)
         if named is None:
             return next((name for name in _USUAL[role] if name in row), None)
-        _check_column(row, named, f"data.columns.{role}")
+        check_column(row, named, f"data.columns.{role}")
         return named
 
     def _value(self, row: Mapping[str, Any], role: str) -> Any:
         column = self._column(row, role)
         return None if column is None else row[column]
+
+    def _text(self, row: Mapping[str, Any], role: str) -> str:
+        return as_text(self._value(row, role), f"column {shown(self._column(row, role))}")
 
     def _images(self, row: Mapping[str, Any], folder: Path) -> list[Image]:
         named = self.columns.image
@@ -117,20 +132,17 @@ class Recipe:
             found = self._column(row, "image")
             named = [] if found is None else [found]
         for column in named:
-            _check_column(row, column, "data.columns.image")
-        values = [row[column] for column in named if not _is_missing(row[column])]
-        return [image for value in values for image in listed_images(_unpacked(value), folder)]
+            check_column(row, column, "data.columns.image")
+        values = [row[column] for column in named if not _is_no_picture(row[column])]
+        return [image for value in values for image in listed_images(unpacked(value), folder)]
 
     def _question(self, row: Mapping[str, Any], waiting: list[Image]) -> tuple[str | Image, ...]:
         if self.prompt is not None:
-            text = _fill(self.prompt, row, "data.prompt")
+            text = fill(self.prompt, row, "data.prompt")
         else:
-            text = _text(self._value(row, "prompt"))
+            text = self._text(row, "prompt")
         if not text:
-            raise UserError(
-                "no 'conversations' and no 'messages', and no question: give data.prompt or "
-                f"data.columns.prompt; the columns are {_names(row)}"
-            )
+            raise UserError(self._no_question(row))
         if PLACEHOLDER not in text:
             return (*waiting, text)
         parts = split_placeholders(text, waiting)
@@ -140,21 +152,27 @@ class Recipe:
             )
         return parts
 
-    def _answers(self, row: Mapping[str, Any], choices: list[str] | None) -> tuple[str, ...]:
+    def _no_question(self, row: Mapping[str, Any]) -> str:
+        if self.prompt is not None or self._column(row, "prompt") is not None:
+            return "an empty question"
+        return (
+            "no 'conversations' and no 'messages', and no question: give data.prompt or "
+            f"data.columns.prompt; the columns are {', '.join(names(row))}"
+        )
+
+    def _answers(self, row: Mapping[str, Any], choices: list[str] | None) -> list[str]:
         if isinstance(self.target, str):
-            answers: tuple[str, ...] = (_fill(self.target, row, "data.target"),)
+            given = (fill(self.target, row, "data.target"),)
         elif self.target is not None:
-            answers = (_json_target(self.target, row),)
+            given = (_json_target(self.target, row),)
         else:
-            value = _unpacked(self._value(row, "answers"))
-            if choices and isinstance(value, int) and 0 <= value < len(choices):
-                value = choices[value]
-            answers = accepted_answers(value)
-        answers = tuple(answer for answer in answers if answer.strip())
+            given = accepted_answers(_chosen(_listed(self._value(row, "answers")), choices))
+        answers = [_without_mark(answer, "answer") for answer in given if answer.strip()]
         if not answers:
             raise UserError(
-                f"no answer: give data.target or data.columns.answers; the columns are {_names(row)}"
-                if self._column(row, "answers") is None
+                "no answer: give data.target or data.columns.answers; the columns are "
+                f"{', '.join(names(row))}"
+                if self.target is None and self._column(row, "answers") is None
                 else "an empty answer"
             )
         return answers
@@ -162,7 +180,7 @@ class Recipe:
     def _choices(self, row: Mapping[str, Any]) -> list[str] | None:
         if self.choices:
             return self.choices
-        value = _unpacked(self._value(row, "choices"))
+        value = unpacked(self._value(row, "choices"))
         return [str(choice) for choice in value] if isinstance(value, list) and value else None
 
 
@@ -185,13 +203,48 @@ def check_target(target: Any) -> None:
     Raises:
         UserError: neither a text nor {json: ...}.
     """
-    is_json = isinstance(target, Mapping) and set(target) == {"json"}
-    if is_json and isinstance(target["json"], (list, Mapping)) and target["json"]:
+    if target is None or isinstance(target, str):
         return
-    if target is not None and not isinstance(target, str):
+    is_json = isinstance(target, Mapping) and set(target) == {"json"}
+    wanted = target["json"] if is_json else None
+    columns = wanted.values() if isinstance(wanted, Mapping) else wanted
+    if wanted and isinstance(wanted, (list, Mapping)) and all(isinstance(c, str) for c in columns):
+        return
+    raise UserError(
+        "data.target is a template such as '{brand}', {json: [column, ...]} or "
+        f"{{json: {{key: column}}}}, not {shown(target)}"
+    )
+
+
+def _answer(answers: Sequence[str]) -> Message:
+    """The turn that is learnt: VQAv2 trains on the most frequent answer and accepts all."""
+    chosen, _ = Counter(answers).most_common(1)[0]
+    return Message("assistant", (chosen,), references=tuple(answers) if len(answers) > 1 else ())
+
+
+def _listed(value: Any) -> Any:
+    """Answers written as a JSON list in a cell, as a list; numbers, as of a box, are one answer."""
+    parsed = unpacked(value)
+    several = isinstance(parsed, list) and all(isinstance(entry, (str, dict)) for entry in parsed)
+    return parsed if several else value
+
+
+def _chosen(value: Any, choices: list[str] | None) -> Any:
+    """The choice at a position; anything else as it is."""
+    if not choices or not isinstance(value, int) or isinstance(value, bool):
+        return value
+    at = choices[value] if 0 <= value < len(choices) else None
+    text = str(value) if str(value) in choices else None
+    if at is None and text is None:
         raise UserError(
-            f"data.target is a template such as '{{brand}}', or {{json: [column, ...]}}, not {target!r}"
+            f"answer {value} is neither one of the {len(choices)} choices nor a position of one, from 0"
         )
+    if at is not None and text is not None and at != text:
+        raise UserError(
+            f"answer {value} may be the choice {text!r}, or {at!r} by its position; give the answer as text, as "
+            "data.target={column} does"
+        )
+    return text if at is None else at
 
 
 def _json_target(target: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -200,56 +253,24 @@ def _json_target(target: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     pairs = wanted.items() if isinstance(wanted, Mapping) else ((name, name) for name in wanted)
     values = {}
     for key, column in pairs:
-        _check_column(row, column, "data.target")
-        values[key] = None if _is_missing(row[column]) else row[column]
-    return json.dumps(values, ensure_ascii=False, default=str)
-
-
-def _fill(template: str, row: Mapping[str, Any], key: str) -> str:
-    """A template with the row's values in it."""
+        check_column(row, column, "data.target")
+        values[key] = None if is_missing(row[column]) else row[column]
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_as_json)
     except ValueError as error:
-        raise UserError(f"{key} {template!r}: {error}; a brace itself is written twice") from error
-    for name in names:
-        _check_column(row, name, key)
-    try:
-        return template.format_map({name: _text(row[name]) for name in names})
-    except (ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{key} {template!r} cannot be filled in: {error}") from error
+        raise UserError(f"data.target: {shown(values)} cannot be JSON: {error}") from error
 
 
-def _check_column(row: Mapping[str, Any], name: str, key: str) -> None:
-    if name not in row:
-        raise UserError(
-            f"{key}: there is no column {name!r}.{did_you_mean(name, row)} Columns: {_names(row)}"
-        )
+def _as_json(value: Any) -> str:
+    return as_text(value, "a column")  # dates and decimal numbers; a picture is refused
 
 
-def _names(row: Iterable[str]) -> str:
-    return ", ".join(list(row)[:20])
+def _is_no_picture(value: Any) -> bool:
+    empty = isinstance(value, dict) and not any(value.values())  # {bytes: null, path: null}
+    return empty or is_missing(value)
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or value == [] or value != value  # NaN
-
-
-def _text(value: Any) -> str:
-    return "" if _is_missing(value) else str(value).strip()
-
-
-def _unpacked(value: Any) -> Any:
-    """A list written as JSON in a cell, as a list."""
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
-            parsed = json.loads(value)
-        except json.JSONDecodeError:
-            return value
-        return parsed if isinstance(parsed, list) else value
-    return value
-
-
-def _is_small(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (
-        isinstance(value, str) and len(value) <= _LONGEST_EXTRA and not value.startswith("data:")
-    )
+def _without_mark(text: str, what: str) -> str:
+    if PLACEHOLDER in text:
+        raise UserError(f"{what} {shown(text)} holds {PLACEHOLDER}; pictures are in the question")
+    return text
