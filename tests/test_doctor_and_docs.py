@@ -5,7 +5,9 @@ import subprocess
 from vlmpeft.__main__ import VERBS, main
 from vlmpeft.data.workbench.source import SOURCE
 
-from .conftest import ROOT
+from vlmpeft.records import read_record
+
+from .conftest import ROOT, llava, vlmpeft, write_json
 
 
 def test_doctor_reports_versions_and_takes_a_step(capsys):
@@ -34,6 +36,23 @@ def test_readme_python_runs(tmp_path, monkeypatch):
     scope = {}
     exec(compile(metric, "README.md", "exec"), scope)
     assert scope["FirstWord"]().score("red nut", "red gear") == 1
+
+
+def test_readme_strategy_trains_is_saved_and_loads_again(tmp_path, pictures):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    source = next(block for block in blocks if "class ScaleOutputs" in block)
+    assert source.count("\n") <= 35
+    (tmp_path / "mine.py").write_text(source)
+    data = write_json(tmp_path / "d.json", [llava(answer="nut"), llava(image="b.png")])
+    env = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    arguments = [f"--data.train={data}", f"--data.val={data}", f"--data.image_dir={pictures}"]
+    arguments += ["--model.plan.language=mine.ScaleOutputs", "--run_name=r", "--trainer.max_epochs=4"]
+    vlmpeft("fit", *arguments, cwd=tmp_path, env=env, check=0)
+    tuned = read_record(tmp_path / "runs" / "r")["metrics"]["tuned"]["val"]
+    done = vlmpeft("validate", "--adapter", "runs/r/adapter", cwd=tmp_path, env=env, check=0)
+    scores = json.loads(done.stdout.strip().splitlines()[-1])
+    assert scores == {f"val/{name}": value for name, value in tuned.items()}
+    assert tuned["loss"] < read_record(tmp_path / "runs" / "r")["metrics"]["base"]["val"]["loss"]
 
 
 def test_generated_tables_are_what_their_records_give():

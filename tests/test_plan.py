@@ -10,7 +10,7 @@ from vlmpeft.base import BaseSpec, meta_model
 from vlmpeft.components import find_components
 from vlmpeft.errors import UserError
 from vlmpeft.plan import Plan, attach
-from vlmpeft.strategies import Full, LoRA
+from vlmpeft.strategies import IA3, BottleneckAdapter, DoRA, Full, LoRA
 
 from .conftest import randomize
 
@@ -79,6 +79,40 @@ def test_projector_counts(llava_7b):
     assert _count(llava_7b, projector=LoRA())["trainable"] == 212_992
     full = _count(llava_7b, projector=Full())
     assert (full["trainable"], full["added"]) == (20_979_712, 0)
+
+
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "trainable", "percent"),
+    [
+        (DoRA(r=16, targets=("q_proj", "v_proj")), 8_650_752, 0.1223),
+        (DoRA(r=16, targets=ATTENTION), 17_301_504, 0.2443),
+        (DoRA(r=16, targets=SEVEN), 41_336_832, 0.5818),
+        (DoRA(r=128), 321_175_552, 4.3493),
+        (IA3(), 614_400, 0.0087),
+        (BottleneckAdapter(), 67_248_128, 0.9431),
+        (BottleneckAdapter(style="houlsby"), 134_496_256, 1.8685),
+    ],
+    ids=["dora q,v", "dora attention", "dora 7", "dora r=128", "ia3", "pfeiffer", "houlsby"],
+)
+def test_language_methods_have_the_published_counts(llava_7b, strategy, trainable, percent):
+    """DoRA: LoRA and the sum of d_out; IA3 on k, v, down: L (2 d_kv + d_ff); adapters: L (2 d b + b + d)."""
+    summary = _count(llava_7b, language=strategy)
+    assert summary["trainable"] == summary["added"] == trainable
+    assert summary["percent"] == pytest.approx(percent, abs=0.0001)
+
+
+@pytest.mark.parametrize(("style", "trainable"), [("pfeiffer", 3_171_840), ("houlsby", 6_343_680)])
+def test_adapters_inside_clip_have_the_published_counts(llava_7b, style, trainable):
+    assert _count(llava_7b, vision=BottleneckAdapter(style=style))["trainable"] == trainable
+
+
+def test_dora_paper_percentage_of_dora_with_full_projector(llava_7b):
+    """DoRA (Liu et al. 2024), LLaVA-1.5-7B: 4.63 %."""
+    summary = _count(llava_7b, language=DoRA(r=128), projector=Full())
+    assert summary["percent"] == pytest.approx(4.634, abs=0.001)
 
 
 def test_dora_paper_percentage_of_lora_with_full_projector(llava_7b):

@@ -9,8 +9,11 @@ __version__ = "0.1.0"
 
 # public name -> where it lives; resolved on first use, so that `import vlmpeft` costs no torch
 _PUBLIC = {
+    "Answer": "vlmpeft.metrics",
+    "Attachment": "vlmpeft.strategies",
     "BaseSpec": "vlmpeft.base",
     "Bits": "vlmpeft.base",
+    "Component": "vlmpeft.strategies",
     "Components": "vlmpeft.components",
     "ExactMatch": "vlmpeft.metrics",
     "Frozen": "vlmpeft.strategies",

@@ -86,9 +86,15 @@ def trained_tensors(attached: AttachedPlan) -> dict[str, Tensor]:
 
 
 def is_expressible_in_peft(attached: AttachedPlan) -> bool:
-    """Whether plain PEFT can load all of it: needs a LoRA part, and a PEFT form for the rest."""
+    """Whether plain PEFT can load all of it: needs a LoRA part of one kind, and a PEFT form for the rest."""
     active = [attachment for attachment in attached.attachments if attachment.trainable]
-    return all(a.peft for a in active) and any(a.peft and a.peft.lora for a in active)
+    parts = [attachment.peft for attachment in active]
+    kinds = {
+        (settings["rslora"], settings["dora"])
+        for part in parts
+        for settings in (part.lora.values() if part else ())
+    }
+    return all(parts) and len(kinds) == 1
 
 
 def peft_config(attached: AttachedPlan, base_id: str) -> dict[str, Any]:
@@ -106,6 +112,8 @@ def peft_config(attached: AttachedPlan, base_id: str) -> dict[str, Any]:
         lora_alpha=first["alpha"],  # type: ignore[arg-type]
         rank_pattern={t: s["r"] for t, s in lora.items() if s["r"] != first["r"]},
         alpha_pattern={t: s["alpha"] for t, s in lora.items() if s["alpha"] != first["alpha"]},
+        use_rslora=bool(first["rslora"]),
+        use_dora=bool(first["dora"]),
         modules_to_save=[module for part in parts for module in part.modules_to_save] or None,
         base_model_name_or_path=base_id,
         inference_mode=True,
@@ -116,8 +124,11 @@ def peft_config(attached: AttachedPlan, base_id: str) -> dict[str, Any]:
 def _save_partial(
     folder: Path, attached: AttachedPlan, tensors: dict[str, Tensor], base_id: str
 ) -> None:
-    lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
-    if lora:
+    parts = [attachment.peft for attachment in attached.attachments if attachment.peft]
+    targets = tuple(f"{PREFIX}{target}." for part in parts for target in part.lora)
+    lora = {name: tensor for name, tensor in tensors.items() if name.startswith(targets)}
+    kinds = {(s["rslora"], s["dora"]) for part in parts for s in part.lora.values()}
+    if lora and len(kinds) == 1:
         folder.mkdir()
         save_file(lora, folder / PEFT_WEIGHTS)
         _write_json(

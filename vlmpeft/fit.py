@@ -20,6 +20,7 @@ from vlmpeft.data.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import UserError
 from vlmpeft.module import VLMModule
+from vlmpeft.plan import check_has_trainables
 from vlmpeft.readiness import make_scorer, start_from
 from vlmpeft.records import (
     SCHEMA,
@@ -34,7 +35,8 @@ from vlmpeft.records import (
     write_predictions,
 )
 from vlmpeft.report import device_name, model_card, plan_table, print_result
-from vlmpeft.scoring import Scores, score_loader
+from vlmpeft.scoring import Scores, score_loader, to_device
+from vlmpeft.self_test import gradient_self_test
 from vlmpeft.shipped import cache_dir
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
@@ -164,9 +166,34 @@ class FitRun:
         self.module.trainer = self.trainer
         self.module.configure_model()
         assert self.module.attached is not None
+        check_has_trainables(self.module.attached)
         if init_adapter:
             start_from(init_adapter, self.module, self.base)
         self.console.print(plan_table(self.module.attached))
+        if self.module.self_test != "off":
+            self._self_test()
+
+    def _self_test(self) -> None:
+        """One batch with a picture, if there is one, through the model that is about to be trained.
+
+        Raises:
+            UserError: a gradient is missing, or is where none should be; `self_test: warn` prints it instead.
+        """
+        assert self.module.attached is not None
+        batch = to_device(self.data.probe_batch(), self.trainer.strategy.root_device)
+        with self.module.autocast():
+            result = gradient_self_test(self.module.attached, batch)
+        self.module.unreachable = result.unreachable
+        if unreachable := result.unreachable:
+            self.console.print(
+                f"{len(unreachable)} trainable tensors do not reach the loss and stay as they are, e.g. {unreachable[0]}"
+            )
+        if not result.problems:
+            return
+        message = f"gradient self-test: {len(result.problems)} problem(s): {'; '.join(result.problems[:5])}"
+        if self.module.self_test == "error":
+            raise UserError(f"{message}; --model.self_test=warn goes on all the same")
+        self.console.print(f"warning: {message}")
 
     def write_split(self) -> None:
         """Which conversation is in which split, if splits were taken out of train."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class VLMModule(pl.LightningModule):
         weight_decay: of AdamW.
         warmup_ratio: share of the steps during which the learning rates rise.
         gradient_checkpointing: recompute activations in the backward pass; slower, less memory.
+        self_test: what happens if one batch before the first step shows a trainable tensor without a gradient, or a
+            frozen one with one: error stops, warn goes on, off does not look.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class VLMModule(pl.LightningModule):
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.03,
         gradient_checkpointing: bool = False,
+        self_test: Literal["error", "warn", "off"] = "error",
     ):
         super().__init__()
         self.base, self.plan = base, plan
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.self_test = gradient_checkpointing, self_test
+        self.unreachable: tuple[str, ...] = ()
         self.metrics = [build_metric(spec) for spec in metrics]
         self.strict_loading = False
         self.seed = 0
@@ -76,6 +80,7 @@ class VLMModule(pl.LightningModule):
         self.supervised_tokens = 0
         self.scorer: Scorer | None = None
         self._window_tokens: Tensor | float = 0.0
+        self._last_step = 0
         self.model: Any = None
 
     # -- model ---------------------------------------------------------------------------------
@@ -155,6 +160,9 @@ class VLMModule(pl.LightningModule):
                 if module is not None:
                     module.train()
 
+    def on_train_start(self) -> None:
+        self._last_step = self.trainer.global_step
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, rank): a resumed run needs no RNG state."""
         position = (self.current_epoch * 1_000_003 + batch_idx) * 65_537 + self.global_rank
@@ -163,6 +171,10 @@ class VLMModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The summed loss; `on_before_optimizer_step` divides the gradients by the tokens."""
         loss, tokens = supervised_loss(self.model, batch)
+        assert self.attached is not None
+        for attachment in self.attached.attachments:
+            if attachment.penalty:  # divided by the tokens of the window with the rest
+                loss = loss + tokens * attachment.penalty()
         self._window_tokens = self._window_tokens + tokens
         self.supervised_tokens += int(tokens)
         self.log("train/loss", loss.detach() / tokens.clamp(min=1), batch_size=1)
@@ -185,11 +197,22 @@ class VLMModule(pl.LightningModule):
             if parameter.grad is not None:
                 self.reached.add(name)
                 parameter.grad.mul_(scale)
-        if first_step and (unreached := sorted(trainable.keys() - self.reached)):
+        if first_step and (
+            unreached := sorted(trainable.keys() - self.reached - {*self.unreachable})
+        ):
             rank_zero_warn(
                 f"{len(unreached)} of {len(trainable)} trainable tensors got no gradient in the first step "
                 f"and stay as they are, e.g. {unreached[0]}"
             )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Tell strategies of every optimizer step, once, while its gradients are still there."""
+        assert self.attached is not None
+        step = self.trainer.global_step
+        for attachment in self.attached.attachments if step != self._last_step else ():
+            if attachment.after_step:
+                attachment.after_step(step)
+        self._last_step = step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {
@@ -206,9 +229,14 @@ class VLMModule(pl.LightningModule):
         assert self.attached is not None
         check_has_trainables(self.attached)
         optimizer = torch.optim.AdamW(
-            self.attached.parameter_groups(), weight_decay=self.weight_decay
+            self.attached.parameter_groups(leave_out=self.unreachable),
+            weight_decay=self.weight_decay,
         )
-        schedule = WarmupCosine(int(self.trainer.estimated_stepping_batches), self.warmup_ratio)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = WarmupCosine(steps, self.warmup_ratio)
+        for attachment in self.attached.attachments:
+            if attachment.schedule:
+                attachment.schedule(steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {
             "optimizer": optimizer,

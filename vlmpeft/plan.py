@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -90,14 +90,17 @@ class AttachedPlan:
             for name in attachment.trainable:
                 yield name, parameters[name], attachment
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups: one per component and learning rate."""
+    def parameter_groups(self, leave_out: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Optimizer groups: one per component and learning rate, without those to leave out."""
         groups: dict[tuple[str, float], dict[str, Any]] = {}
-        for _, parameter, attachment in self._trainable_with_attachment():
+        for name, parameter, attachment in self._trainable_with_attachment():
+            if name in leave_out:
+                continue
             rate = getattr(attachment.strategy, "learning_rate", None)
             if rate is None:
-                name = type(attachment.strategy).__name__
-                raise UserError(f"{name} on {attachment.component} trains but has no learning_rate")
+                kind = type(attachment.strategy).__name__
+                raise UserError(f"{kind} on {attachment.component} trains but has no learning_rate")
+            rate *= attachment.rate_factors.get(name, 1.0)
             key = (attachment.component, rate)
             groups.setdefault(key, {"params": [], "lr": rate, "name": attachment.component})
             groups[key]["params"].append(parameter)

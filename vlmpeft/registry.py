@@ -11,6 +11,15 @@ STRATEGIES = {
     "Frozen": "vlmpeft.strategies.fixed.Frozen",
     "Full": "vlmpeft.strategies.fixed.Full",
     "LoRA": "vlmpeft.strategies.lora.LoRA",
+    "DoRA": "vlmpeft.strategies.lora.DoRA",
+    "AdaLoRA": "vlmpeft.strategies.adalora.AdaLoRA",
+    "VeRA": "vlmpeft.strategies.vera.VeRA",
+    "IA3": "vlmpeft.strategies.ia3.IA3",
+    "BottleneckAdapter": "vlmpeft.strategies.bottleneck.BottleneckAdapter",
+    "BitFit": "vlmpeft.strategies.selected.BitFit",
+    "LayerNormTuning": "vlmpeft.strategies.selected.LayerNormTuning",
+    "LastLayers": "vlmpeft.strategies.selected.LastLayers",
+    "Peft": "vlmpeft.strategies.peft_any.Peft",
 }
 METRICS = {
     "ExactMatch": "vlmpeft.metrics.text.ExactMatch",

@@ -233,6 +233,12 @@ class VLMData(pl.LightningDataModule):
         collate_fn = partial(_train_batch, pad_id=self.pad_id)
         return self._loader(self._datasets["train"], collate_fn, batch_sampler=self.sampler)
 
+    def probe_batch(self) -> dict[str, Any]:
+        """Two training conversations as a batch, with pictures if the data has some."""
+        dataset = self._datasets["train"]
+        order = sorted(range(len(dataset)), key=lambda i: not dataset.items[i].conversation.images)
+        return _train_batch([dataset[i] for i in order[:2]], self.pad_id)
+
     def val_dataloader(self) -> DataLoader | list:
         return self.scoring_loader("val") if self.has("val") else []
 

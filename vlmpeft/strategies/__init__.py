@@ -1,7 +1,30 @@
 """What can be done to one component of a VLM: the strategies, by the names their papers use."""
 
+from vlmpeft.strategies.adalora import AdaLoRA
 from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy
+from vlmpeft.strategies.bottleneck import BottleneckAdapter
 from vlmpeft.strategies.fixed import Frozen, Full
-from vlmpeft.strategies.lora import LoRA
+from vlmpeft.strategies.ia3 import IA3
+from vlmpeft.strategies.lora import DoRA, LoRA
+from vlmpeft.strategies.peft_any import Peft
+from vlmpeft.strategies.selected import BitFit, LastLayers, LayerNormTuning
+from vlmpeft.strategies.vera import VeRA
 
-__all__ = ["Attachment", "Component", "Frozen", "Full", "LoRA", "PeftPart", "Strategy"]
+__all__ = [
+    "IA3",
+    "AdaLoRA",
+    "Attachment",
+    "BitFit",
+    "BottleneckAdapter",
+    "Component",
+    "DoRA",
+    "Frozen",
+    "Full",
+    "LastLayers",
+    "LayerNormTuning",
+    "LoRA",
+    "Peft",
+    "PeftPart",
+    "Strategy",
+    "VeRA",
+]

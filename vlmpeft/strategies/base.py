@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlmpeft.components import Components
 from vlmpeft.errors import UserError, did_you_mean
@@ -41,6 +42,15 @@ class Component:
             if isinstance(module, nn.Linear) and self.components.component_of(name) == self.name
         }
 
+    def blocks(self) -> dict[str, nn.Module]:
+        """The layers of the component's longest stack, in order; empty if it is no stack of layers."""
+        stacks = [
+            {f"{name}.{number}": block for number, block in module.named_children()}
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList) and self.components.component_of(name) == self.name
+        ]
+        return max(stacks, key=len, default={})
+
     def match_linears(self, targets: tuple[str, ...] | None) -> dict[str, nn.Linear]:
         """The linear layers that `targets` name: last name parts, full paths, or globs of either.
 
@@ -57,9 +67,11 @@ class Component:
                 raise UserError(f"{self.name} has no linear layer to adapt")
             return linears
         for target in targets:
-            if not any(_names(target, name) for name in linears):
+            if not any(names_module(target, name) for name in linears):
                 raise UserError(self._no_match(target, targets, linears))
-        return {name: m for name, m in linears.items() if any(_names(t, name) for t in targets)}
+        return {
+            name: m for name, m in linears.items() if any(names_module(t, name) for t in targets)
+        }
 
     def _no_match(
         self, target: str, targets: tuple[str, ...], linears: dict[str, nn.Linear]
@@ -68,13 +80,14 @@ class Component:
         elsewhere = [
             self.components.component_of(name)
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and _names(target, name)
+            if isinstance(module, nn.Linear) and names_module(target, name)
         ]
         where = f" ({target} is in {elsewhere[0]})" if elsewhere else did_you_mean(target, leaves)
         return f"no linear matched {target!r} of targets={targets} in {self.name}; it has {', '.join(leaves)}.{where}"
 
 
-def _names(target: str, name: str) -> bool:
+def names_module(target: str, name: str) -> bool:
+    """Whether a target (last name part, full path or glob of either) means a module."""
     return name == target or name.endswith("." + target) or fnmatchcase(name, target)
 
 
@@ -82,7 +95,7 @@ def _names(target: str, name: str) -> bool:
 class PeftPart:
     """How plain PEFT would express an attachment: LoRA settings per target, modules saved whole."""
 
-    lora: dict[str, dict[str, float]] = field(default_factory=dict)
+    lora: dict[str, dict[str, Any]] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
 
 
@@ -98,6 +111,10 @@ class Attachment:
         added: how many parameters the base did not have.
         detach: puts the model back exactly as it was.
         peft: how plain PEFT would carry it; None if it cannot.
+        rate_factors: parameter -> what its learning rate is multiplied by.
+        penalty: added to the loss per supervised token, e.g. a regulariser of the strategy's own.
+        schedule: called with the number of optimizer steps there will be, before the first.
+        after_step: called with the number of optimizer steps done, gradients still there.
     """
 
     component: str
@@ -107,6 +124,10 @@ class Attachment:
     added: int = 0
     detach: Callable[[], None] = lambda: None
     peft: PeftPart | None = None
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    penalty: Callable[[], Tensor] | None = None
+    schedule: Callable[[int], None] | None = None
+    after_step: Callable[[int], None] | None = None
 
 
 class Strategy(ABC):

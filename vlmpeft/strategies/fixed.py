@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-from vlmpeft.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy
+from vlmpeft.strategies.selected import refuse_quantized, train_in_place
 
 
 @dataclass(frozen=True)
@@ -31,17 +28,8 @@ class Full(Strategy):
 
     def attach(self, component: Component) -> Attachment:
         parameters = component.parameters()
-        _refuse_quantized(component.name, parameters)
-        originals = {name: parameter.data for name, parameter in parameters.items()}
-        for parameter in parameters.values():
-            parameter.data = parameter.data.to(torch.float32, copy=True)
-
-        def detach() -> None:
-            for name, parameter in parameters.items():
-                parameter.data = originals[name]
-                parameter.grad = None
-                parameter.requires_grad_(False)
-
+        refuse_quantized(self, component.name, parameters)
+        detach = train_in_place(parameters)
         return Attachment(
             component.name,
             self,
@@ -49,15 +37,6 @@ class Full(Strategy):
             trainable=tuple(parameters),
             detach=detach,
             peft=_peft_part(component),
-        )
-
-
-def _refuse_quantized(name: str, parameters: dict[str, nn.Parameter]) -> None:
-    quantized = [n for n, p in parameters.items() if not p.is_floating_point()]
-    if quantized:
-        raise UserError(
-            f"Full on {name}: {len(quantized)} of its tensors are quantized (first: {quantized[0]}) and cannot "
-            f"be trained; set model.base.bits.{name} to bf16 or fp32, or use LoRA"
         )
 
 

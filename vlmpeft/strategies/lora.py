@@ -1,19 +1,24 @@
-"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) through PEFT's own layers."""
+"""Low-rank adaptation and DoRA through PEFT's own layers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from vlmpeft.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy
+from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy, names_module
+from vlmpeft.strategies.peft_layers import attach_tuner
+
+_CHANGES_BASE = ("pissa", "olora")
 
 
 @dataclass(frozen=True)
 class LoRA(Strategy):
-    """W x + (alpha / r) B A x with A (r, d_in) random and B (d_out, r) zero (LoRA, eq. 3).
+    """W x + (alpha / r) B A x with A (r, d_in) random and B (d_out, r) zero (Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
     Args:
         r: rank; r (d_in + d_out) parameters a target.
@@ -22,6 +27,13 @@ class LoRA(Strategy):
         targets: linear layers of the component, by last name part, full path or glob; null is all of
             them but the output head.
         learning_rate: about ten times what full fine-tuning takes.
+        rslora: scale by alpha / sqrt(r), stable for large ranks (Kalajdzievski 2023, arXiv:2312.03732).
+        init: default (A Kaiming-uniform), gaussian, orthogonal; pissa starts from the principal singular
+            vectors (Meng et al. 2024, arXiv:2404.02948), olora from a QR factor (arXiv:2406.01775), both of the
+            weight itself, of which they leave the rest frozen: not on quantized weights.
+        rank_pattern: target -> its own rank.
+        alpha_pattern: target -> its own alpha.
+        lora_plus_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
     """
 
     r: int = 16
@@ -29,59 +41,127 @@ class LoRA(Strategy):
     dropout: float = 0.05
     targets: tuple[str, ...] | None = None
     learning_rate: float = 2e-4
+    rslora: bool = False
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    lora_plus_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"LoRA r={self.r}: the rank is at least 1")
+        name = type(self).__name__
+        for rank in (self.r, *self.rank_pattern.values()):
+            if rank < 1:
+                raise UserError(f"{name} r={rank}: the rank is at least 1")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"LoRA dropout={self.dropout}: a probability below 1")
+            raise UserError(f"{name} dropout={self.dropout}: a probability below 1")
+        if self.lora_plus_ratio <= 0:
+            raise UserError(f"{name} lora_plus_ratio={self.lora_plus_ratio}: it is above 0")
 
     @property
     def scaled_alpha(self) -> float:
         return 2 * self.r if self.alpha == "auto" else self.alpha
 
     def attach(self, component: Component) -> Attachment:
-        from peft import LoraConfig, inject_adapter_in_model
+        layers = component.match_linears(self.targets)
+        settings = {name: self._settings(name) for name in layers}
+        self._check(component, layers, settings)
+        restore = _copies(layers) if self.init in _CHANGES_BASE else lambda: None
+        attachment, _ = attach_tuner(self, component, self._config(settings), list(layers))
 
-        targets = tuple(component.match_linears(self.targets))
-        config = LoraConfig(
+        def detach() -> None:
+            attachment.detach()
+            restore()
+
+        return replace(
+            attachment,
+            detach=detach,
+            rate_factors=self._rate_factors(attachment.trainable),
+            peft=PeftPart(lora=settings) if self.init not in _CHANGES_BASE else None,
+        )
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """What PEFT has to know of one target."""
+        r = _of_pattern(self.rank_pattern, name, self.r)
+        alpha = 2 * r if self.alpha == "auto" else self.alpha
+        alpha = _of_pattern(self.alpha_pattern, name, alpha)
+        return {"r": r, "alpha": alpha, "rslora": self.rslora, "dora": self._dora}
+
+    @property
+    def _dora(self) -> bool:
+        return False
+
+    def _config(self, settings: dict[str, dict[str, Any]]) -> Any:
+        from peft import LoraConfig
+
+        return LoraConfig(
             r=self.r,
             lora_alpha=self.scaled_alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=list(targets),
-        )  # type: ignore[call-arg]
-        inject_adapter_in_model(config, component.model)
-        del component.model.peft_config  # left by PEFT; would make the next component's call warn
-        trainable = tuple(
-            name
-            for name, _ in component.model.named_parameters()
-            if ".lora_" in name and component.components.component_of(name) == component.name
-        )
-        wrapped = {
-            name for name, module in component.model.named_modules() if hasattr(module, "lora_A")
-        }
-        inside = {
-            name for name in wrapped if component.components.component_of(name) == component.name
-        }
-        assert inside == set(targets), (
-            inside ^ set(targets),
-            "PEFT wrapped other modules than planned",
-        )
-        settings = {"r": self.r, "alpha": self.scaled_alpha}
-        return Attachment(
-            component.name,
-            self,
-            targets=targets,
-            trainable=trainable,
-            added=sum(component.model.get_parameter(name).numel() for name in trainable),
-            detach=lambda: unwrap(component.model, targets),
-            peft=PeftPart(lora=dict.fromkeys(targets, settings)),
+            target_modules=list(settings),
+            rank_pattern={n: s["r"] for n, s in settings.items() if s["r"] != self.r},
+            alpha_pattern={
+                n: s["alpha"] for n, s in settings.items() if s["alpha"] != self.scaled_alpha
+            },
+            use_rslora=self.rslora,
+            use_dora=self._dora,
+            init_lora_weights=True if self.init == "default" else self.init,
         )
 
+    def _rate_factors(self, trainable: Sequence[str]) -> dict[str, float]:
+        """LoRA+ alone changes rates, and of B alone: PEFT's own gives it to every vector as well."""
+        if self.lora_plus_ratio == 1:
+            return {}
+        return {name: self.lora_plus_ratio for name in trainable if ".lora_B." in name}
 
-def unwrap(model: nn.Module, targets: tuple[str, ...]) -> None:
-    """Put the original layer back in the place of each PEFT wrapper."""
-    for name in targets:
-        parent, _, leaf = name.rpartition(".")
-        wrapper = model.get_submodule(name)
-        setattr(model.get_submodule(parent), leaf, wrapper.base_layer)
+    def _check(
+        self, component: Component, layers: Mapping[str, nn.Linear], settings: Mapping[str, Any]
+    ) -> None:
+        """Refuse patterns without a target, ranks above the layer's, and starts that weights do not allow."""
+        for key in (*self.rank_pattern, *self.alpha_pattern):
+            if not any(names_module(key, name) for name in layers):
+                raise UserError(f"{type(self).__name__} on {component.name}: no target is {key!r}")
+        for name, layer in layers.items():
+            most = min(layer.in_features, layer.out_features)
+            if settings[name]["r"] > most:
+                raise UserError(
+                    f"{type(self).__name__} on {component.name}: r={settings[name]['r']} is more than {name} has "
+                    f"({layer.in_features} x {layer.out_features}); give r <= {most}, or a rank_pattern"
+                )
+            if self.init in _CHANGES_BASE and not layer.weight.is_floating_point():
+                raise UserError(
+                    f"{type(self).__name__} init={self.init} on {component.name}: {name} is quantized, and taking the "
+                    "principal part out of a quantized weight would quantize the rest again; "
+                    f"set model.base.bits.{component.name} to bf16 or fp32, or init to default"
+                )
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """Weight-decomposed LoRA: a trained magnitude times the direction of W + (alpha / r) B A.
+
+    Liu et al. 2024, arXiv:2402.09353, eq. 5; r (d_in + d_out) + d_out parameters a target. Knobs as of LoRA.
+    """
+
+    @property
+    def _dora(self) -> bool:
+        return True
+
+
+def _of_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
+    return next((value for key, value in pattern.items() if names_module(key, name)), default)
+
+
+def _copies(layers: Mapping[str, nn.Linear]) -> Callable[[], None]:
+    """Copies of weights, and what puts them back."""
+    kept = {
+        layer: layer.weight.detach().clone()
+        for layer in layers.values()
+        if layer.weight.device.type != "meta"
+    }
+
+    def restore() -> None:
+        with torch.no_grad():
+            for layer, weight in kept.items():
+                layer.weight.data = weight
+
+    return restore
