@@ -17,7 +17,7 @@ def rows(run_dir: Path, metric: str) -> list[tuple[str, int, float, float]]:
     """(kind, items, score, share of the commonest answer), kinds in alphabetical order."""
     kinds = defaultdict(list)
     for item in read_items(run_dir / "items.jsonl.gz"):
-        kinds[item.get("kind", "-")].append(item)
+        kinds[item["fields"].get("kind", "-")].append(item)
     return [
         (
             kind,

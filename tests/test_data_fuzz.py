@@ -16,6 +16,15 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import UserError
 
 from .conftest import llava, vlmpeft
+from .test_data_shapes import call
+
+
+def nested(value, depth):
+    """The value that many times inside of its kind."""
+    for _ in range(depth):
+        value = [value] if isinstance(value, list) else {"answer": value}
+    return value
+
 
 NONSENSE = (
     None,
@@ -32,6 +41,20 @@ NONSENSE = (
     "\ud800",
     [None],
     "x" * 50,
+    float("nan"),
+    float("inf"),
+    10**400,
+    nested({}, 900),
+    nested([], 900),
+    ["a.png", "a.png"],
+    {"bytes": None, "path": "a.png"},
+    "data:image/png;base64,AAAA",
+    "data:",
+    "..",
+    "<image>",
+    "{a}",
+    "[1",
+    '["a"]',
 )
 
 
@@ -216,7 +239,7 @@ def test_two_hundred_and_more_broken_records_are_refused_or_skipped(good, proces
     ]
     random.Random(1).shuffle(cases)
     file, outcomes = folder / "records.json", []
-    for case in cases[:400]:
+    for case in cases[:600]:
         file.write_text(json.dumps([llava(), case]))
         strict, lenient = (outcome(processor, file, mode) for mode in ("error", "skip"))
         assert (strict == "refused") == (lenient == "skipped"), case
@@ -242,23 +265,99 @@ def test_broken_pictures_are_refused_or_skipped(good, processor):
     assert outcomes.count("refused") > 10
 
 
+def test_data_uris_are_read_or_skipped(good, processor):
+    folder, _ = good
+    picture, rng, outcomes = (folder / "a.png").read_bytes(), random.Random(3), []
+    file = folder / "uris.jsonl"
+    for _ in range(60):
+        broken = rng.random() < 0.7
+        record = messages(broken_bytes(picture, rng) if broken else picture)
+        part = record["messages"][0]["content"][0]["image_url"]
+        if rng.random() < 0.5:
+            uri = part["url"].encode()
+            part["url"] = broken_bytes(uri, rng).decode("latin-1")
+        file.write_text(json.dumps(llava()) + "\n" + json.dumps(record))
+        strict, lenient = (outcome(processor, file, mode) for mode in ("error", "skip"))
+        assert (strict == "refused") == (lenient == "skipped"), part
+        outcomes.append(strict)
+    assert outcomes.count("refused") > 20
+    assert outcomes.count("read") > 5
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_cells_of_tables_are_read_or_skipped(good, processor, suffix):
+    folder, _ = good
+    file, outcomes = folder / f"cells{suffix}", []
+    row = {name: str(value) for name, value in row_records().items()}
+    for column in row:
+        for value in filter(is_text, NONSENSE):
+            with file.open("w", newline="", encoding="utf-8") as opened:
+                writer = csv.DictWriter(
+                    opened, list(row), delimiter="\t" if suffix == ".tsv" else ","
+                )
+                writer.writeheader()
+                writer.writerows([row, row | {column: value}])
+            strict, lenient = (outcome(processor, file, mode) for mode in ("error", "skip"))
+            assert (strict == "refused") == (lenient == "skipped"), (column, value)
+            outcomes.append(strict)
+    assert len(outcomes) > 40
+    assert {"refused", "read"} == set(outcomes)
+
+
+def is_text(value):
+    return isinstance(value, str) and value not in (
+        "\ud800",
+        "\x00",
+    )  # which no file in UTF-8 holds
+
+
 def test_missing_files_and_folders_are_refused(good, processor):
     folder, _ = good
     (folder / "empty").mkdir()
-    for name in ("gone.json", "gone/*.tar", "empty", "gone.parquet"):
+    for suffix in (".json", ".csv", ".parquet", ".tar"):
+        (folder / f"folder{suffix}").mkdir()
+        assert outcome(processor, folder / f"folder{suffix}", "skip") == "refused"
+    for name in ("gone.json", "gone/*.tar", "empty", "gone.parquet", "[.csv"):
         assert outcome(processor, folder / name, "skip") == "refused"
 
 
-@pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_a_broken_file_is_one_line_and_exit_code_2_for_the_user(good, tmp_path, suffix):
+def cut(content):
+    return content[: len(content) // 3]
+
+
+BROKEN_FOR_USERS = {
+    "cut.json": lambda contents: cut(contents[".json"]),
+    "cut.parquet": lambda contents: cut(contents[".parquet"]),
+    "cut.tar": lambda contents: cut(contents[".tar"]),
+    "quote.csv": lambda contents: contents[".csv"] + b'"',
+    "other.jsonl": lambda contents: contents[".parquet"],
+    "fields.json": lambda contents: json.dumps([llava(), {"image": "a.png"}]).encode(),
+    "picture.json": lambda contents: json.dumps([llava(image="gone.png")]).encode(),
+}
+
+
+def fit(file):
+    return ["fit", f"--data.train={file}", "--model.plan.language=LoRA"]
+
+
+def assert_refused(stderr, folder, name):
+    (line,) = [line for line in stderr.splitlines() if not line.startswith("config: ")]
+    assert line.startswith("vlmpeft: ")
+    assert name in line
+    assert not (folder / "runs" / "fit").exists()
+
+
+@pytest.mark.parametrize("name", BROKEN_FOR_USERS)
+def test_a_broken_file_is_one_line_and_exit_code_2(good, tmp_path, monkeypatch, capsys, name):
     _, contents = good
-    file = tmp_path / f"broken{suffix}"
-    file.write_bytes(contents[suffix][: len(contents[suffix]) // 3])
-    done = vlmpeft(
-        "fit", f"--data.train={file}", "--model.plan.language=LoRA", cwd=tmp_path, check=2
-    )
-    lines = [line for line in done.stderr.splitlines() if line.startswith("vlmpeft: ")]
-    assert len(lines) == 1
-    assert file.name in lines[0]
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs" / "fit").exists()
+    (tmp_path / name).write_bytes(BROKEN_FOR_USERS[name](contents))
+    monkeypatch.chdir(tmp_path)
+    assert call(*fit(tmp_path / name)) == 2
+    assert_refused(capsys.readouterr().err, tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["cut.json", "cut.parquet"])
+def test_a_broken_file_is_one_line_for_the_user_of_the_command_line(good, tmp_path, name):
+    _, contents = good
+    (tmp_path / name).write_bytes(BROKEN_FOR_USERS[name](contents))
+    assert_refused(vlmpeft(*fit(tmp_path / name), cwd=tmp_path, check=2).stderr, tmp_path, name)

@@ -172,7 +172,7 @@ def test_every_shape_goes_through_check_and_fit(shape, tmp_path, capsys):
 
 def check_csv(record, items, run):
     assert "json_fields/parse_rate" in record["metrics"]["tuned"]["val"]
-    assert record["groups"]["tuned"]["val"].keys() == {item["category"] for item in items}
+    assert record["groups"]["tuned"]["val"].keys() == {item["fields"]["category"] for item in items}
     assert json.loads(items[0]["expected"]).keys() == {"brand", "colour"}
     members = json.loads((run / "split.json").read_text())
     assert record["data"]["val"]["split"]["shares"] == {"val": 0.25}

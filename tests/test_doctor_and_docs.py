@@ -4,7 +4,6 @@ import subprocess
 
 from vlmpeft.__main__ import VERBS, main
 from vlmpeft.data.workbench.source import SOURCE
-
 from vlmpeft.records import read_record
 
 from .conftest import ROOT, llava, vlmpeft, write_json
@@ -46,7 +45,11 @@ def test_readme_strategy_trains_is_saved_and_loads_again(tmp_path, pictures):
     data = write_json(tmp_path / "d.json", [llava(answer="nut"), llava(image="b.png")])
     env = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     arguments = [f"--data.train={data}", f"--data.val={data}", f"--data.image_dir={pictures}"]
-    arguments += ["--model.plan.language=mine.ScaleOutputs", "--run_name=r", "--trainer.max_epochs=4"]
+    arguments += [
+        "--model.plan.language=mine.ScaleOutputs",
+        "--run_name=r",
+        "--trainer.max_epochs=4",
+    ]
     vlmpeft("fit", *arguments, cwd=tmp_path, env=env, check=0)
     tuned = read_record(tmp_path / "runs" / "r")["metrics"]["tuned"]["val"]
     done = vlmpeft("validate", "--adapter", "runs/r/adapter", cwd=tmp_path, env=env, check=0)

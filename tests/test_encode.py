@@ -137,3 +137,11 @@ def test_mixed_batch_pads_ids_and_joins_pixels(processor, pictures):
     prompts = collate_prompts(samples, pad_id=0)
     assert prompts["attention_mask"][:, -1].all()
     assert "labels" not in prompts
+
+
+def test_what_a_template_refuses_and_our_marks_in_a_text_are_one_line(processor):
+    refusing = Encoder(processor, "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UserError, match="the chat template refused it: roles must alternate"):
+        refusing.encode(talk("hi", "nut"))
+    with pytest.raises(UserError, match=r"U\+E0F0"):
+        Encoder(processor).encode(talk("a\ue0f1b", "nut"))

@@ -130,7 +130,8 @@ def test_items_recompute_the_scores(finished):
         assert sum(item["scores"][name] for item in items) / 5 == pytest.approx(
             scores[name], abs=1e-12
         )
-    assert {"prompt", "expected", "generated", "finish_reason", "kind", "image"} <= items[0].keys()
+    assert {"prompt", "expected", "generated", "finish_reason", "image"} <= items[0].keys()
+    assert items[0]["fields"] == {"kind": "k"}
     assert all(len(item["token_log_probabilities"]) > 0 for item in items)
 
 

@@ -195,7 +195,7 @@ def test_metrics_of_several_values_get_their_suffix(data, model):
 def test_a_metric_for_some_groups_scores_their_items_alone(data, model):
     metric = build_metric({"class_path": "TokenF1", "groups": ["k0", "talk"]})
     scorer, scores, items = score(data, model, [ExactMatch(), metric], "kind")
-    mine = [item for item in items if item["kind"] in ("k0", "talk")]
+    mine = [item for item in items if item["fields"]["kind"] in ("k0", "talk")]
     assert [i["id"] for i in items if "token_f1" in i["scores"]] == [i["id"] for i in mine]
     assert scores["token_f1"] == pytest.approx(
         sum(i["scores"]["token_f1"] for i in mine) / len(mine)

@@ -9,6 +9,7 @@ from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.images import open_image
+from vlmpeft.data.rows import Recipe
 from vlmpeft.data.sources import read_conversations
 from vlmpeft.errors import UserError
 
@@ -178,3 +179,22 @@ def test_content_hash_ignores_paths_but_not_pixels(tmp_path, pictures):
         for folder, name in ((pictures, "a.png"), (tmp_path, "copy.png"), (pictures, "b.png"))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_settings_for_tables_are_refused_where_they_have_no_effect(tmp_path, pictures):
+    path = write_json(tmp_path / "d.json", [llava()])
+    with pytest.raises(
+        UserError, match=r"data\.columns, data\.prompt and data\.target have no effect"
+    ):
+        read_conversations(path, str(pictures), _raise, Recipe(prompt="{x}"))
+
+
+def test_a_picture_that_cannot_be_read_is_listed_once_however_many_answers_it_has(
+    tmp_path, pictures
+):
+    talk = llava(image="gone.png")
+    talk["conversations"] += [{"from": "human", "value": "and?"}, {"from": "gpt", "value": "x"}]
+    path = write_json(tmp_path / "v.json", [llava(), talk])
+    data = VLMData(val=path, image_dir=str(pictures), on_error="skip")
+    data.prepare(load_processor(BaseSpec()), splits=("val",))
+    assert len(data.skipped) == 1

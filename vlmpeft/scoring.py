@@ -108,9 +108,10 @@ class Scorer:
 
     def _record(self, item: Item, decoded: Decoded, choices: list[list[int]]) -> dict[str, Any]:
         finished = bool(decoded.ids) and decoded.ids[-1] in self.end_ids
-        record = {key: value for key, value in item.conversation.extra.items() if key != "choices"}
-        record |= {
+        extra = item.conversation.extra
+        record: dict[str, Any] = {
             "id": item.id,
+            "fields": {key: value for key, value in extra.items() if key != "choices"},
             "image": [image.label for image in item.conversation.images],
             "prompt": item.prompt,
             "expected": item.expected,
@@ -129,7 +130,7 @@ class Scorer:
             "tokens": len(decoded.losses),
         }
         answer = read_answer(record)
-        mine = [metric for metric in self.metrics if self._concerns(metric, record)]
+        mine = [metric for metric in self.metrics if self._concerns(metric, extra)]
         return record | {"scores": {metric.name: metric.score_item(answer) for metric in mine}}
 
 
@@ -153,7 +154,7 @@ def scores_by_group(
     """Value of `field` -> scores over the items that have it, `loss` and number of `items` among them."""
     members: dict[str, list[Mapping[str, Any]]] = {}
     for item in items:
-        members.setdefault(str(item.get(field, "(none)")), []).append(item)
+        members.setdefault(str(item["fields"].get(field, "(none)")), []).append(item)
     return {value: _score_items(metrics, group) for value, group in sorted(members.items())}
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+import re
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vlmpeft.data.conversation import Image
+from vlmpeft.data.files import Records
 from vlmpeft.errors import UserError
 from vlmpeft.shipped import cache_dir
 
 _ROWS_AT_ONCE = 256
+_LONGEST_REASON = 300  # characters of what a library says
+# what pyarrow and `datasets` raise on broken files beside pyarrow's own errors
+_BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 # what the hub and `datasets` call a split
 _SPLIT_NAMES = {
     "train": ("train",),
@@ -21,7 +28,7 @@ _SPLIT_NAMES = {
 }
 
 
-def read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
+def read_parquet(file: Path) -> Records:
     """(place, row) of a Parquet file; image bytes become Images in a file of the cache.
 
     Raises:
@@ -30,20 +37,21 @@ def read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
     pyarrow = _pyarrow()
     from pyarrow.parquet import ParquetFile
 
-    with _PictureStore(file) as pictures:
-        try:
-            batches = ParquetFile(file).iter_batches(_ROWS_AT_ONCE)
-            yield from _rows(batches, str(file), pictures)
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"data file {file} cannot be read as Parquet: {error}") from error
+    try:
+        with _PictureStore(file) as pictures, ParquetFile(file) as parquet:
+            yield from _rows(parquet.iter_batches(_ROWS_AT_ONCE), str(file), pictures)
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, *_BROKEN) as error:
+        raise UserError(f"data file {file} cannot be read as Parquet: {_reason(error)}") from error
 
 
-def read_dataset(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
+def read_dataset(folder: Path, split: str) -> Records:
     """(place, row) of a folder that `datasets` saved, or of a folder of Parquet files.
 
     Args:
         folder: with one split (state.json), several (dataset_dict.json), or Parquet files anywhere below.
-        split: train, val or test: which of several to take; a folder with one is taken whatever it is called.
+        split: train, val or test: which of several to take; of a folder with one split, that.
 
     Raises:
         UserError: neither, or it has no such split.
@@ -54,50 +62,97 @@ def read_dataset(folder: Path, split: str) -> Iterator[tuple[str, Any]]:
     if (folder / "state.json").is_file():
         yield from _saved_rows(folder)
         return
-    files = sorted(folder.rglob("*.parquet"))
+    for file in _parquet_files(folder, split):
+        yield from read_parquet(file)
+
+
+def _parquet_files(folder: Path, split: str) -> list[Path]:
+    """Those of a split where the hub's layout says of which they are, else all."""
+    files = [
+        file
+        for file in sorted(folder.rglob("*.parquet"))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
     if not files:
         raise UserError(
-            f"data folder {folder} holds neither a saved data set (state.json) nor Parquet files"
+            f"data folder {folder} holds neither a saved data set (state.json) nor Parquet files; give the "
+            "file itself, or a pattern"
         )
+    splits = [_split_of(file.relative_to(folder)) for file in files]
+    named = sorted({name for name in splits if name})
+    if not named:
+        return files
+    chosen = _choose(named, split, folder)
+    return [file for file, name in zip(files, splits, strict=True) if name == chosen]
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file is of: data/train-00000-of-00002.parquet, default/train/0000.parquet."""
     known = {name for names in _SPLIT_NAMES.values() for name in names}
-    named = sorted({name for name in (file.stem.split("-")[0] for file in files) if name in known})
-    if named:  # the hub's layout: data/train-00000-of-00002.parquet
-        chosen = _choose(named, split, folder)
-        files = [file for file in files if file.stem.split("-")[0] == chosen]
-    for file in files:
-        yield from read_parquet(file)
+    parts = [re.split(r"[-.]", file.stem)[0], *reversed(file.parent.parts)]
+    return next((part for part in parts if part in known), None)
 
 
 def _choose(names: Sequence[str], split: str, folder: Path) -> str:
     found = next((name for name in _SPLIT_NAMES.get(split, ()) if name in names), None)
-    if found is None and len(names) == 1:
+    if found:
+        return found
+    if len(names) == 1 and not (names[0] == "train" and split in ("val", "test")):
         return names[0]
-    if found is None:
-        raise UserError(f"data folder {folder} has no {split} split; it has {', '.join(names)}")
-    return found
+    raise UserError(
+        f"data folder {folder} has no {split} split; it has {', '.join(names) or 'none'}"
+        + ("; data.val and data.test may be a share of train, such as 0.1" if names else "")
+    )
 
 
-def _saved_rows(folder: Path) -> Iterator[tuple[str, Any]]:
+def _saved_rows(folder: Path) -> Records:
     pyarrow = _pyarrow()
     try:
         from datasets import load_from_disk
     except ImportError as error:
         raise _missing("datasets") from error
-    with _PictureStore(folder / "state.json") as pictures:
-        try:
+    try:
+        with _PictureStore(folder / "state.json") as pictures:
             data: Any = load_from_disk(str(folder)).with_format("arrow")
             batches = (batch for table in data.iter(_ROWS_AT_ONCE) for batch in table.to_batches())
             yield from _rows(batches, str(folder), pictures)
-        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-            raise UserError(f"data folder {folder} cannot be read: {error}") from error
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, *_BROKEN) as error:
+        raise UserError(f"data folder {folder} cannot be read: {_reason(error)}") from error
 
 
-def _rows(batches: Any, place: str, pictures: _PictureStore) -> Iterator[tuple[str, Any]]:
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
+
+
+def _rows(batches: Any, place: str, pictures: _PictureStore) -> Records:
     number = 0
     for batch in batches:
+        labels = _class_labels(batch.schema)
         for row in batch.to_pylist():
-            yield f"{place} row {number}", pictures.take(row)
+            named = {key: _label(row[key], names) for key, names in labels.items()}
+            yield f"{place} row {number}", pictures.take(row | named)
             number += 1
+
+
+def _class_labels(schema: Any) -> dict[str, list[str]]:
+    """Column -> the names of its classes, for those that `datasets` keeps as numbers (ClassLabel)."""
+    try:
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = info.get("info", {}).get("features", {})
+        return {
+            key: list(feature["names"])
+            for key, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, AttributeError, TypeError):  # another library's metadata
+        return {}
+
+
+def _label(value: Any, names: list[str]) -> Any:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _pyarrow() -> Any:
@@ -126,7 +181,9 @@ class _PictureStore:
         self._path = cache_dir() / "pictures" / f"{name}.bin"
         self._known: dict[bytes, Image] = {}
         self._end = 0
-        self._file: Any = None
+        self._origin, self._file = origin, cast(Any, None)
+        # decided once: another process may finish the same store meanwhile
+        self._is_there = self._path.is_file()
 
     def __enter__(self) -> _PictureStore:
         return self
@@ -161,11 +218,15 @@ class _PictureStore:
 
     def _write(self, content: bytes) -> None:
         """Append to a scratch file; a store that is there already has the same bytes in the same places."""
-        if self._path.is_file():
+        if self._is_there:
             return
-        if self._file is None:
-            import tempfile
-
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False)  # noqa: SIM115
-        self._file.write(content)
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False)  # noqa: SIM115
+            self._file.write(content)
+        except OSError as error:
+            raise UserError(
+                f"pictures of {self._origin} cannot be put into {self._path.parent}: {error.strerror}; "
+                "VLMPEFT_CACHE may name another folder"
+            ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmpeft.data.conversation import Conversation, Image, Message, Role
+from vlmpeft.data.values import is_missing, kept, printable, shown
 from vlmpeft.errors import UserError
 
 PLACEHOLDER = "<image>"
@@ -57,10 +58,10 @@ def conversation_from_chat(record: dict[str, Any], place: str, folder: Path) -> 
         messages[-1] = replace(messages[-1], references=references)
     identity = record.get("id")
     conversation = Conversation(
-        id=Path(place).name if identity is None else str(identity),
+        id=Path(place).name if is_missing(identity) else printable(str(identity)),
         messages=tuple(messages),
         place=place,
-        extra={k: v for k, v in record.items() if k not in (key, *_OWN_KEYS)},
+        extra=kept({k: v for k, v in record.items() if k not in (key, *_OWN_KEYS)}),
     )
     check_turns(conversation)
     return conversation
@@ -72,17 +73,20 @@ def accepted_answers(value: Any) -> tuple[str, ...]:
     >>> accepted_answers([{"answer": "red", "answer_id": 1}, {"answer": "dark red", "answer_id": 2}])
     ('red', 'dark red')
     """
-    if value is None:
+    if value is None or value != value:  # null and NaN are empty cells
         return ()
     if isinstance(value, (str, int, float)):
         return (str(value),)
     if isinstance(value, list):
         return tuple(text for entry in value for text in accepted_answers(entry))
-    if isinstance(value, dict) and (
-        key := next((k for k in ("answer", "text") if k in value), None)
-    ):
-        return accepted_answers(value[key])
-    raise UserError(f"an answer is a text or a list of texts, not {str(value)[:60]!r}")
+    if isinstance(value, dict) and ("answer" in value or "text" in value):
+        return accepted_answers(value.get(_first(value, "answer", "text")))
+    raise UserError(f"an answer is a text or a list of texts, not {shown(value)}")
+
+
+def _first(record: dict[str, Any], *keys: str) -> str | None:
+    """The first of the keys that has a value: Arrow gives a record every key, and null to those it lacks."""
+    return next((key for key in keys if record.get(key) is not None), None)
 
 
 def listed_images(value: Any, folder: Path) -> list[Image]:
@@ -100,7 +104,7 @@ def _source(value: Any) -> str:
             (value[key] for key in ("url", "path", "image", "source") if value.get(key)), None
         )
     if not isinstance(value, str) or not value:
-        raise UserError(f"an image is a path or a data URI, not {value!r}")
+        raise UserError(f"an image is a path or a data URI, not {shown(value)}")
     return value
 
 
@@ -108,20 +112,22 @@ def _locate(source: str, folder: Path) -> Image:
     if source.startswith("data:"):
         return Image(source)
     if source.startswith(("http://", "https://")):
-        raise UserError(f"image {source}: download it first; URLs are not fetched while training")
-    return Image(str(folder / source.removeprefix("file://")), name=source)
+        raise UserError(
+            f"image {shown(source)}: download it first; URLs are not fetched while training"
+        )
+    return Image(str(folder / source.removeprefix("file://")), name=printable(source))
 
 
 def _message(turn: Any, waiting: list[Image], folder: Path) -> Message:
     """One turn; takes the images of its placeholders from the front of `waiting`."""
     if not isinstance(turn, dict):
         raise UserError(f"a turn is an object, not {type(turn).__name__}")
-    said = str(turn.get("from", turn.get("role", "")))
-    if said not in ROLES:
-        raise UserError(f"turn from {said!r}; it is one of {', '.join(ROLES)}")
+    said = turn.get(_first(turn, "from", "role") or "role", "")
+    if not isinstance(said, str) or said not in ROLES:
+        raise UserError(f"turn from {shown(said)}; it is one of {', '.join(ROLES)}")
     return Message(
         ROLES[said],
-        _parts(turn.get("value", turn.get("content")), waiting, folder),
+        _parts(turn.get(_first(turn, "value", "content") or "content"), waiting, folder),
         loss=_learnt(turn),
         references=accepted_answers(turn.get("references")),
     )
@@ -129,10 +135,10 @@ def _message(turn: Any, waiting: list[Image], folder: Path) -> Message:
 
 def _learnt(turn: dict[str, Any]) -> bool:
     """`loss` of a turn, or OpenAI's `weight`."""
-    value = turn.get("loss", turn.get("weight"))
-    if value not in (None, True, False, 0, 1):
-        raise UserError(f"'loss' of a turn is true or false, not {value!r}")
-    return value is None or bool(value)
+    key = _first(turn, "loss", "weight")
+    if key and turn[key] not in (True, False):  # 0 and 1 are among them
+        raise UserError(f"{key!r} of a turn is true or false, not {shown(turn[key])}")
+    return key is None or bool(turn[key])
 
 
 def _parts(content: Any, waiting: list[Image], folder: Path) -> tuple[str | Image, ...]:
@@ -156,7 +162,7 @@ def _content_part(part: Any, waiting: list[Image], folder: Path) -> tuple[str | 
     )
     kind = present.get("type")
     if kind == "text" or ("text" in present and kind is None):
-        return split_placeholders(str(present.get("text", "")), waiting)
+        return split_placeholders(_text(present.get("text", "")), waiting)
     source = next(
         (present[key] for key in ("image_url", "image", "path", "url") if key in present), None
     )
@@ -166,7 +172,13 @@ def _content_part(part: Any, waiting: list[Image], folder: Path) -> tuple[str | 
         return (_locate(_source(source), folder),)
     if kind == "image":
         return (_take(waiting),)
-    raise UserError(f"content part {part!r} is neither text nor an image")
+    raise UserError(f"content part {shown(part)} is neither text nor an image")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"the text of a content part is not text: {shown(value)}")
+    return value
 
 
 def split_placeholders(text: str, waiting: list[Image]) -> tuple[str | Image, ...]:

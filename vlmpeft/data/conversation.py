@@ -67,12 +67,14 @@ class Conversation:
         messages: in order.
         place: where it was read from, for messages to the user.
         extra: the record's other fields, e.g. `kind`.
+        is_row: made of a table's columns.
     """
 
     id: str
     messages: tuple[Message, ...]
     place: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    is_row: bool = False
 
     @property
     def images(self) -> tuple[Image, ...]:

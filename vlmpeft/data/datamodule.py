@@ -177,7 +177,10 @@ class VLMData(pl.LightningDataModule):
     def _on_error(self, error: UserError) -> None:
         if self.on_error == "error":
             raise error
-        self.skipped.append(str(error))
+        if (
+            str(error) not in self.skipped
+        ):  # once a conversation, however many of its answers are scored
+            self.skipped.append(str(error))
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """Split -> content hash, number of conversations and how it was split, as a record keeps them."""

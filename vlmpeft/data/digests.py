@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.images import read_bytes
+from vlmpeft.data.values import printable
 from vlmpeft.errors import UserError
 from vlmpeft.shipped import cache_dir
 
@@ -101,11 +102,13 @@ class _FileIndex:
 
     def key(self, image: Image) -> str | None:
         try:
-            state = Path(image.source).stat()
+            path = Path(image.source).absolute()
+            state = path.stat()
         except (OSError, ValueError):
             return None
         span = f"{image.offset} {image.size}"
-        return f"{image.source} {span} {state.st_size} {state.st_mtime_ns}"
+        # SQLite takes no half surrogate pairs, as in file names that are not UTF-8
+        return printable(f"{path} {span} {state.st_size} {state.st_mtime_ns}")
 
     def get(self, key: str) -> bytes | None:
         return self._known.get(key) or self._new.get(key)

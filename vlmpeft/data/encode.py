@@ -138,6 +138,10 @@ class Encoder:
             UserError: an unreadable image, or a template that does not fit.
         """
         messages = conversation.messages[: None if only_turn is None else only_turn + 1]
+        if any(mark in message.text for message in messages for mark in (_START, _END)):
+            raise UserError(
+                "the characters U+E0F0 and U+E0F1 are used here and cannot be in a text"
+            )
         turns = conversation.assistant_turns if only_turn is None else (only_turn,)
         images = [
             open_image(image, self._open_pixels) for message in messages for image in message.images
@@ -154,12 +158,17 @@ class Encoder:
         return Encoded(ids, labels, tuple(spans), outputs)
 
     def _render(self, chat: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        return self.processor.apply_chat_template(
-            chat,
-            chat_template=self.template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
+        from jinja2 import TemplateError
+
+        try:
+            return self.processor.apply_chat_template(
+                chat,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except TemplateError as error:
+            raise UserError(f"the chat template refused it: {error}") from error
 
     def _marked_text(self, chat: list[dict[str, Any]], turns: tuple[int, ...]) -> str:
         """The rendered conversation with a mark before and after each of `turns`.

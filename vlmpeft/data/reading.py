@@ -137,8 +137,6 @@ class SplitReader:
 
 def _part(whole: Read, name: str, split: Split) -> Read:
     chosen = split.parts[name]
-    return Read(
-        [whole.conversations[i] for i in chosen],
-        [whole.weights[i] for i in chosen],
-        split.to_dict(),
-    )
+    # how often something is learnt says nothing of how often it is scored
+    weights = [whole.weights[i] if name == "train" else 1.0 for i in chosen]
+    return Read([whole.conversations[i] for i in chosen], weights, split.to_dict())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmpeft.data.answers import choice_at, json_target, listed
 from vlmpeft.data.chat import PLACEHOLDER, accepted_answers, listed_images, split_placeholders
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.values import (
@@ -93,6 +93,11 @@ class Recipe:
     target: str | Mapping[str, Any] | None = None
     choices: list[str] | None = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether anything says how to read rows."""
+        return bool(self.columns != Columns() or self.prompt or self.target)
+
     def conversation(self, row: Mapping[str, Any], place: str, folder: Path) -> Conversation:
         """One row's conversation: system prompt if any, question with the pictures, answer.
 
@@ -109,7 +114,9 @@ class Recipe:
         extra.pop("references", None)  # results have some of their own
         if choices:
             extra["choices"] = choices
-        return Conversation(printable(name) or Path(place).name, tuple(messages), place, extra)
+        return Conversation(
+            printable(name) or Path(place).name, tuple(messages), place, extra, True
+        )
 
     def _column(self, row: Mapping[str, Any], role: str) -> str | None:
         """The column that plays a role, or None."""
@@ -164,9 +171,9 @@ class Recipe:
         if isinstance(self.target, str):
             given = (fill(self.target, row, "data.target"),)
         elif self.target is not None:
-            given = (_json_target(self.target, row),)
+            given = (json_target(self.target, row),)
         else:
-            given = accepted_answers(_chosen(_listed(self._value(row, "answers")), choices))
+            given = accepted_answers(choice_at(listed(self._value(row, "answers")), choices))
         answers = [_without_mark(answer, "answer") for answer in given if answer.strip()]
         if not answers:
             raise UserError(
@@ -207,8 +214,8 @@ def check_target(target: Any) -> None:
         return
     is_json = isinstance(target, Mapping) and set(target) == {"json"}
     wanted = target["json"] if is_json else None
-    columns = wanted.values() if isinstance(wanted, Mapping) else wanted
-    if wanted and isinstance(wanted, (list, Mapping)) and all(isinstance(c, str) for c in columns):
+    columns = list(wanted.values()) if isinstance(wanted, Mapping) else wanted
+    if isinstance(columns, list) and columns and all(isinstance(c, str) for c in columns):
         return
     raise UserError(
         "data.target is a template such as '{brand}', {json: [column, ...]} or "
@@ -220,49 +227,6 @@ def _answer(answers: Sequence[str]) -> Message:
     """The turn that is learnt: VQAv2 trains on the most frequent answer and accepts all."""
     chosen, _ = Counter(answers).most_common(1)[0]
     return Message("assistant", (chosen,), references=tuple(answers) if len(answers) > 1 else ())
-
-
-def _listed(value: Any) -> Any:
-    """Answers written as a JSON list in a cell, as a list; numbers, as of a box, are one answer."""
-    parsed = unpacked(value)
-    several = isinstance(parsed, list) and all(isinstance(entry, (str, dict)) for entry in parsed)
-    return parsed if several else value
-
-
-def _chosen(value: Any, choices: list[str] | None) -> Any:
-    """The choice at a position; anything else as it is."""
-    if not choices or not isinstance(value, int) or isinstance(value, bool):
-        return value
-    at = choices[value] if 0 <= value < len(choices) else None
-    text = str(value) if str(value) in choices else None
-    if at is None and text is None:
-        raise UserError(
-            f"answer {value} is neither one of the {len(choices)} choices nor a position of one, from 0"
-        )
-    if at is not None and text is not None and at != text:
-        raise UserError(
-            f"answer {value} may be the choice {text!r}, or {at!r} by its position; give the answer as text, as "
-            "data.target={column} does"
-        )
-    return text if at is None else at
-
-
-def _json_target(target: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The JSON object of a `{json: ...}` target; an empty cell becomes null."""
-    wanted = target["json"]
-    pairs = wanted.items() if isinstance(wanted, Mapping) else ((name, name) for name in wanted)
-    values = {}
-    for key, column in pairs:
-        check_column(row, column, "data.target")
-        values[key] = None if is_missing(row[column]) else row[column]
-    try:
-        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_as_json)
-    except ValueError as error:
-        raise UserError(f"data.target: {shown(values)} cannot be JSON: {error}") from error
-
-
-def _as_json(value: Any) -> str:
-    return as_text(value, "a column")  # dates and decimal numbers; a picture is refused
 
 
 def _is_no_picture(value: Any) -> bool:

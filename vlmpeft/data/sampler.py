@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 
 from torch.utils.data import Sampler
 
@@ -18,7 +19,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         lengths: tokens of each sample, image tokens included.
         batch_size: samples a batch, on each rank.
         weights: how often each sample comes in an epoch; default once. Of a fraction, another random part
-            comes each epoch.
+            comes each epoch, until each of its samples has come.
         seed: of the shuffling.
         rank: this process; rank r takes batches r, r + world_size, ...
         world_size: number of processes; each gets the same number of batches.
@@ -62,16 +63,25 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self._epoch_batches()
-        missing = len(self) * self.world_size - len(batches)
-        batches += batches[:missing]
+        # every rank gets as many: with fewer batches than ranks, some of them more than twice
+        batches = list(islice(cycle(batches), len(self) * self.world_size))
         mine = batches[self.rank :: self.world_size]
         first, self._first_batch = self._first_batch, 0
         yield from mine[first:]
 
+    def _draw(self, weight: float) -> list[int]:
+        """A weight's samples as often as it says whole, and for the rest the next of them in a fixed order."""
+        group = self._groups[weight]
+        whole, rest = divmod(_drawn(weight, len(group)), len(group))
+        order = group.copy()
+        random.Random(f"{self.seed} weight {weight}").shuffle(order)
+        start = self.epoch * rest
+        return group * whole + [order[(start + i) % len(order)] for i in range(rest)]
+
     def _epoch_batches(self) -> list[list[int]]:
         """Shuffle, sort by length within pools of 32 batches, cut, shuffle the batches."""
         rng = random.Random(f"{self.seed} {self.epoch}")
-        order = [i for weight, group in self._groups.items() for i in _draw(weight, group, rng)]
+        order = [i for weight in self._groups for i in self._draw(weight)]
         rng.shuffle(order)
         pool = 32 * self.batch_size
         pools = [
@@ -90,9 +100,3 @@ class BucketBatchSampler(Sampler[list[int]]):
 def _drawn(weight: float, size: int) -> int:
     """How many samples of a group of `size` an epoch has; at least one."""
     return max(1, round(weight * size))
-
-
-def _draw(weight: float, group: list[int], rng: random.Random) -> list[int]:
-    """The group as often as its weight says whole, and a random part of it for the rest."""
-    whole, rest = divmod(_drawn(weight, len(group)), len(group))
-    return group * whole + (rng.sample(group, rest) if rest else [])

@@ -8,48 +8,67 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vlmpeft.data.conversation import Image
+from vlmpeft.data.files import Records
+from vlmpeft.data.values import printable
 from vlmpeft.errors import UserError
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+_TEXTS = ("json", "txt")  # any other file may be binary, and is then left out
+_LONGEST_TEXT = 2**26  # bytes
 
 
-def read_shard(file: Path) -> Iterator[tuple[str, Any]]:
-    """(place, record) of each sample of an uncompressed tar file.
+def read_shard(file: Path) -> Records:
+    """(place, record) of each sample of an uncompressed tar file; a UserError for one that is broken.
 
     `name.json` gives the record's fields, `name.jpg` (png, ...) its image, every other `name.EXT` a text in
     the column EXT; `name.left.jpg` and `name.right.jpg` are two images in the order of the file.
 
     Raises:
-        UserError: not a tar file, or a compressed one, in which nothing can be found by position.
+        UserError: not a tar file, a damaged one, or a compressed one, in which nothing can be found by position.
     """
     try:
         with tarfile.open(file, "r:") as shard:
-            name, members = "", []
-            for member in shard:
-                if not member.isfile():
-                    continue
-                prefix = _split_name(member.name)[0]
-                if members and prefix != name:
-                    yield f"{file} sample {name}", _record(shard, file, members)
-                    members = []
-                name = prefix
-                members.append(member)
-            if members:
-                yield f"{file} sample {name}", _record(shard, file, members)
-    except (tarfile.TarError, OSError, EOFError) as error:
+            for name, members in _samples(shard, file).items():
+                yield f"{file} sample {printable(name)}", _record(shard, file, members)
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"data file {file} cannot be read as an uncompressed tar file: {error}; unpack a .tar.gz first"
         ) from error
 
 
+def _samples(shard: tarfile.TarFile, file: Path) -> dict[str, list[tarfile.TarInfo]]:
+    """Name -> its files, wherever they are in the shard."""
+    samples: dict[str, list[tarfile.TarInfo]] = {}
+    for member in shard:
+        stem, extension = _split_name(member.name)
+        hidden = Path(member.name).name.startswith(".")  # macOS adds ._name.jpg
+        if member.isfile() and extension and not hidden:
+            samples.setdefault(stem, []).append(member)
+    _check_end(shard, file)
+    return samples
+
+
+def _check_end(shard: tarfile.TarFile, file: Path) -> None:
+    """Refuse a shard without its end mark: tarfile takes a header that it cannot read for the end."""
+    with file.open("rb") as content:
+        content.seek(shard.offset)
+        if content.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
+            return
+    raise UserError(
+        f"data file {file} is cut or damaged at byte {shard.offset}: a tar file ends with a block of zeros; "
+        "copy it, or write it, again"
+    )
+
+
 def _split_name(name: str) -> tuple[str, str]:
     """(name up to the first dot, what follows it in lower case)."""
-    folder, _, base = name.rpartition("/")
+    folder, _, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}/{stem}" if folder else stem, extension.lower()
 
@@ -60,16 +79,31 @@ def _record(shard: tarfile.TarFile, file: Path, members: list[tarfile.TarInfo]) 
     for member in members:
         extension = _split_name(member.name)[1]
         if extension.rpartition(".")[2] in _PICTURES:
-            images.append(Image(str(file), member.offset_data, member.size, name=member.name))
-            continue
-        reader = shard.extractfile(member)
-        content = reader.read().decode("utf-8", "replace") if reader else ""
-        if extension != "json":
-            record[extension] = content
+            name = printable(member.name)
+            images.append(Image(str(file), member.offset_data, member.size, name=name))
             continue
         try:
-            fields = json.loads(content)
-        except (json.JSONDecodeError, RecursionError) as error:
-            return f"{member.name} is not valid JSON: {error}"
-        record |= fields if isinstance(fields, dict) else {"json": fields}
-    return record | ({"image": images} if images else {})
+            record |= _fields(shard, member, extension)
+        except UserError as error:
+            return error
+    if images:
+        record.pop("images", None)  # where they were before they came into the shard
+        record["image"] = images
+    return record
+
+
+def _fields(shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> dict[str, Any]:
+    """What a file of a sample adds to its record."""
+    if extension not in _TEXTS and member.size > _LONGEST_TEXT:
+        return {}
+    reader = shard.extractfile(member)
+    try:
+        content = reader.read().decode("utf-8-sig") if reader else ""
+        fields = json.loads(content) if extension == "json" else {extension: content.strip()}
+    except UnicodeDecodeError as error:
+        if extension not in _TEXTS:
+            return {}
+        raise UserError(f"{printable(member.name)} is not UTF-8 text: {error.reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{printable(member.name)} is not valid JSON: {error}") from error
+    return fields if isinstance(fields, dict) else {"json": fields}

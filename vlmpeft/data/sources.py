@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vlmpeft.data.chat import conversation_from_chat, holds_conversation
 from vlmpeft.data.conversation import Conversation
-from vlmpeft.data.files import TABLES, OnError, Records, read_json, read_table
+from vlmpeft.data.files import TABLES, OnError, read_json, read_table
 from vlmpeft.data.rows import Columns, Recipe, check_target
+from vlmpeft.data.values import shown
 from vlmpeft.errors import UserError, did_you_mean
 
 
@@ -23,7 +25,7 @@ class Source:
     Args:
         path: file, folder or pattern (`shards/*.tar`): JSON, JSONL, CSV, TSV, Parquet, tar shards, or a folder
             of Parquet files or of Hugging Face `datasets`.
-        weight: how often each conversation comes in an epoch: 2 is twice, 0.5 another random half each time.
+        weight: how often each conversation comes in an epoch: 2 is twice, 0.5 half of them, the halves in turns.
         image_dir: what image paths are relative to; default data.image_dir.
         columns: of a table, what is what; default data.columns.
         prompt: of a table, the question as a template; default data.prompt.
@@ -38,8 +40,16 @@ class Source:
     target: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weight, (int, float)) or not 0 < self.weight < float("inf"):
+        is_number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
+        if not is_number or not 0 < self.weight < float("inf"):
             raise UserError(f"weight {self.weight!r} of {self.path}: it is a number above 0")
+        for key in ("image_dir", "prompt"):
+            if not isinstance(value := getattr(self, key), str | None):
+                raise UserError(f"{key} of {self.path} is text, not {shown(value)}")
+        if not isinstance(self.columns, Columns | None):
+            raise UserError(
+                f"columns of {self.path} are {{image: COLUMN, ...}}, not {self.columns}"
+            )
         check_target(self.target)
 
     def recipe(self, default: Recipe) -> Recipe:
@@ -62,13 +72,17 @@ def as_sources(value: str | Sequence[str | Mapping[str, Any]] | None) -> list[So
 
 def _build(cls: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass from plain data."""
+    if not isinstance(values, Mapping):
+        raise UserError(
+            f"a data source is a path or {{path: ..., weight: ...}}, not {shown(values)}"
+        )
     names = [f.name for f in fields(cls)]
     if unknown := [key for key in values if key not in names]:
         raise UserError(
             f"a data source has no {unknown[0]!r}.{did_you_mean(str(unknown[0]), names)}"
         )
     if cls is Source and not isinstance(values.get("path"), str):
-        raise UserError(f"a data source needs a path: {dict(values)}")
+        raise UserError(f"a data source needs a path: {shown(dict(values))}")
     plain = dict(values)
     if isinstance(columns := plain.get("columns"), Mapping):
         plain["columns"] = _build(Columns, columns)
@@ -94,55 +108,89 @@ def read_conversations(
     Raises:
         UserError: nothing there, not readable, or no usable conversation in it.
     """
-    recipe, conversations = recipe or Recipe(), []
-    for file in _expand(path):
-        folder = Path(image_dir) if image_dir else (file if file.is_dir() else file.parent)
-        for place, record in _records(file, split, on_error):
-            try:
-                conversations.append(_conversation(record, place, folder, recipe))
-            except UserError as error:
-                on_error(UserError(f"{place}: {error}"))
+    recipe, refused = recipe or Recipe(), list[UserError]()
+
+    def refuse(error: UserError) -> None:
+        refused.append(error)
+        on_error(error)
+
+    conversations = [
+        conversation
+        for file in _expand(path)
+        for conversation in _read_file(file, image_dir, refuse, recipe, split)
+    ]
+    if conversations and recipe.is_given and not any(c.is_row for c in conversations):
+        raise UserError(
+            f"data file {path} holds conversations: data.columns, data.prompt and data.target have no effect on it; "
+            "give them to the sources they are for: data.train: [{path, columns, prompt, target}, ...]"
+        )
     if not conversations:
-        raise UserError(f"data file {path} holds no usable conversation")
+        why = f"; of {len(refused)} errors the first: {refused[0]}" if refused else ""
+        raise UserError(f"data file {path} holds no usable conversation{why}")
     return conversations
 
 
+def _read_file(
+    file: Path, image_dir: str | None, on_error: OnError, recipe: Recipe, split: str
+) -> Iterator[Conversation]:
+    folder = Path(image_dir) if image_dir else (file if file.is_dir() else file.parent)
+    # closed at once when an error stops it: it may be writing pictures to the cache
+    with contextlib.closing(_records(file, split, on_error)) as records:
+        for place, record in records:
+            try:
+                yield _conversation(record, place, folder, recipe)
+            except UserError as error:
+                on_error(UserError(f"{place}: {error}"))
+            except RecursionError:
+                on_error(UserError(f"{place}: nested too deeply"))
+
+
 def _expand(path: str) -> list[Path]:
-    if Path(path).exists():
-        return [Path(path)]
+    try:
+        if Path(path).exists():
+            return [Path(path)]
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"data file {shown(path)} cannot be opened: {why}") from error
     found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207  absolute patterns
     if not found:
         raise UserError(f"data file {path} does not exist")
     return [Path(file) for file in found]
 
 
-def _records(file: Path, split: str, on_error: OnError) -> Records | Iterator[tuple[str, Any]]:
+def _records(file: Path, split: str, on_error: OnError) -> Generator[tuple[str, Any]]:
     if file.is_dir():
         from vlmpeft.data.arrow import read_dataset
 
         return read_dataset(file, split)
-    if file.suffix == ".parquet":
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
         from vlmpeft.data.arrow import read_parquet
 
         return read_parquet(file)
-    if file.suffix in (".tar", ".tgz") or file.name.endswith(".tar.gz"):
+    if suffix in (".tar", ".tgz") or file.name.lower().endswith(".tar.gz"):
         from vlmpeft.data.shards import read_shard
 
         return read_shard(file)
-    return (read_table if file.suffix in TABLES else read_json)(file, on_error)
+    return (read_table if suffix in TABLES else read_json)(file, on_error)
 
 
 def _conversation(record: Any, place: str, folder: Path, recipe: Recipe) -> Conversation:
-    if isinstance(record, str):  # a shard's sample that could not be read
-        raise UserError(record)
-    try:
-        json.dumps(record, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"text that is not Unicode: {error.object[error.start]!r} alone") from error
+    if isinstance(record, UserError):  # a sample that could not be read
+        raise record
     if not isinstance(record, dict):
         raise UserError(f"a conversation is an object, not {type(record).__name__}")
-    if holds_conversation(record):
-        conversation = conversation_from_chat(record, place, folder)
-        choices = {"choices": recipe.choices} if recipe.choices else {}
-        return replace(conversation, extra=choices | dict(conversation.extra))
-    return recipe.conversation(record, place, folder)
+    if not holds_conversation(record):
+        return _checked(recipe.conversation(record, place, folder))
+    conversation = conversation_from_chat(record, place, folder)
+    choices = {"choices": recipe.choices} if recipe.choices else {}
+    return _checked(replace(conversation, extra=choices | dict(conversation.extra)))
+
+
+def _checked(conversation: Conversation) -> Conversation:
+    """Refuse text that no tokenizer takes: half of a surrogate pair, as in a damaged emoji."""
+    for message in conversation.messages:
+        for text in (*message.parts, *message.references):
+            if isinstance(text, str) and (alone := re.search("[\ud800-\udfff]", text)):
+                raise UserError(f"text that is not Unicode: {alone.group()!r} alone")
+    return conversation

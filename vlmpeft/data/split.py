@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.digests import Digests
+from vlmpeft.data.values import names
 from vlmpeft.errors import UserError, did_you_mean
 
 
@@ -40,7 +41,8 @@ def split_conversations(
     """Deal whole groups out to splits, train keeping the rest; the same data always splits the same way.
 
     Conversations that share an image (by content) or, if `by` is a column, its value are one group. Groups are
-    taken in the order of their hash, so that data added later moves few of those that were there.
+    taken in the order of their hash, so that data added later moves few of those that were there; one that is
+    larger than what a split still needs is left to the next.
 
     Args:
         conversations: of the train split as it is given.
@@ -59,15 +61,28 @@ def split_conversations(
             f"data.{next(iter(shares))}: {len(groups)} group(s) by {by} cannot be dealt out to "
             f"{len(shares) + 1} splits; give a file, or another data.split_by"
         )
-    parts: dict[str, list[int]] = {name: [] for name in (*shares, "train")}
-    waiting = iter(groups)
-    for name, share in shares.items():
-        while not parts[name] or len(parts[name]) < round(share * len(conversations)):
-            parts[name] += next(waiting)
-    parts["train"] = [index for group in waiting for index in group]
-    if not parts["train"]:
-        raise UserError(f"splitting by {by} leaves nothing to train on: the groups are too large")
-    return Split(by, shares, len(groups), {name: sorted(part) for name, part in parts.items()})
+    parts, waiting = {}, groups
+    for place, (name, share) in enumerate(shares.items(), 1):
+        most = len(waiting) - (len(shares) + 1 - place)  # one group is left for each split to come
+        taken = _take(waiting, share * len(conversations), most)
+        parts[name] = sorted(index for number in taken for index in waiting[number])
+        waiting = [group for number, group in enumerate(waiting) if number not in taken]
+    parts["train"] = sorted(index for group in waiting for index in group)
+    return Split(by, shares, len(groups), parts)
+
+
+def _take(groups: Sequence[Sequence[int]], wanted: float, most: int) -> set[int]:
+    """Positions of groups for a split: in their order those that fit, then the smallest if that is nearer."""
+    taken: set[int] = set()
+    missing = wanted
+    for number, group in enumerate(groups):
+        if len(taken) < most and len(group) <= missing:
+            taken.add(number)
+            missing -= len(group)
+    others = [number for number in range(len(groups)) if number not in taken]
+    smallest = min(others, key=lambda number: len(groups[number]))
+    is_nearer = len(taken) < most and len(groups[smallest]) < 2 * missing
+    return taken | {smallest} if is_nearer or not taken else taken
 
 
 def _groups(conversations: Sequence[Conversation], by: str, digests: Digests) -> list[list[int]]:
@@ -102,7 +117,7 @@ def _keys(conversation: Conversation, by: str, digests: Digests) -> list[Hashabl
         if by not in conversation.extra:
             raise UserError(
                 f"{conversation.place}: data.split_by: there is no column {by!r}."
-                f"{did_you_mean(by, conversation.extra)}"
+                f"{did_you_mean(by, names(conversation.extra))} (A null or a long text is none either.)"
             )
         keys.append((by, str(conversation.extra[by])))
     return keys
