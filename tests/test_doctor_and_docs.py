@@ -1,10 +1,12 @@
 import json
 import re
 import subprocess
+from dataclasses import fields
 
 from vlmpeft.__main__ import VERBS, main
 from vlmpeft.data.workbench.source import SOURCE
 from vlmpeft.records import read_record
+from vlmpeft.registry import STRATEGIES, resolve
 
 from .conftest import ROOT, llava, vlmpeft, write_json
 
@@ -56,6 +58,15 @@ def test_readme_strategy_trains_is_saved_and_loads_again(tmp_path, pictures):
     scores = json.loads(done.stdout.strip().splitlines()[-1])
     assert scores == {f"val/{name}": value for name, value in tuned.items()}
     assert tuned["loss"] < read_record(tmp_path / "runs" / "r")["metrics"]["base"]["val"]["loss"]
+
+
+def test_every_strategy_has_a_card_with_its_knobs():
+    cards = {path.stem: path.read_text() for path in (ROOT / "docs" / "strategies").glob("*.md")}
+    assert cards.keys() == STRATEGIES.keys()
+    for name, path in STRATEGIES.items():
+        row = next(line for line in cards[name].splitlines() if line.startswith("| knobs |"))
+        if "as of" not in row:
+            assert all(f.name in row for f in fields(resolve(name, STRATEGIES))), (name, path)
 
 
 def test_generated_tables_are_what_their_records_give():

@@ -80,7 +80,6 @@ class VLMModule(pl.LightningModule):
         self.supervised_tokens = 0
         self.scorer: Scorer | None = None
         self._window_tokens: Tensor | float = 0.0
-        self._last_step = 0
         self.model: Any = None
 
     # -- model ---------------------------------------------------------------------------------
@@ -160,9 +159,6 @@ class VLMModule(pl.LightningModule):
                 if module is not None:
                     module.train()
 
-    def on_train_start(self) -> None:
-        self._last_step = self.trainer.global_step
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, rank): a resumed run needs no RNG state."""
         position = (self.current_epoch * 1_000_003 + batch_idx) * 65_537 + self.global_rank
@@ -205,24 +201,30 @@ class VLMModule(pl.LightningModule):
                 f"and stay as they are, e.g. {unreached[0]}"
             )
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Tell strategies of every optimizer step, once, while its gradients are still there."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then tell strategies of it while its gradients are still there and before any checkpoint."""
+        super().optimizer_step(*args, **kwargs)
         assert self.attached is not None
-        step = self.trainer.global_step
-        for attachment in self.attached.attachments if step != self._last_step else ():
+        for attachment in self.attached.attachments:
             if attachment.after_step:
-                attachment.after_step(step)
-        self._last_step = step
+                attachment.after_step(self.trainer.global_step + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {
             "supervised_tokens": self.supervised_tokens,
             "reached": sorted(self.reached),
         }
+        assert self.attached is not None
+        checkpoint["strategies"] = [a.state() if a.state else {} for a in self.attached.attachments]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.supervised_tokens = checkpoint["progress"]["supervised_tokens"]
         self.reached = set(checkpoint["progress"]["reached"])
+        assert self.attached is not None
+        states = checkpoint.get("strategies", [])
+        for attachment, state in zip(self.attached.attachments, states, strict=False):
+            if attachment.load_state:
+                attachment.load_state(state)
 
     def configure_optimizers(self) -> Any:
         """AdamW with one group a component, warm-up and cosine on all of them."""

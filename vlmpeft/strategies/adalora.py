@@ -13,6 +13,7 @@ from vlmpeft.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 
+_GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of PEFT's RankAllocator
 _UNKNOWN = 10**9  # steps, until the trainer says how many there are
 
 
@@ -79,6 +80,8 @@ class AdaLoRA(Strategy):
             penalty=self._penalty(component, attachment.trainable),
             schedule=self._schedule(tuner),
             after_step=tuner.update_and_allocate,
+            state=lambda: _state(tuner),
+            load_state=lambda state: _load_state(tuner, state),
         )
 
     def _schedule(self, tuner: Any) -> Callable[[int], None]:
@@ -104,3 +107,16 @@ class AdaLoRA(Strategy):
             return self.orthogonality * torch.stack(terms).mean()
 
         return penalty
+
+
+def _state(tuner: Any) -> dict[str, Any]:
+    """The importance gathered so far, and which singular values are out."""
+    allocator = tuner.rankallocator
+    gathered = {name: dict(getattr(allocator, name)) for name in _GATHERED}
+    return gathered | {"rank_pattern": dict(allocator.peft_config.rank_pattern or {})}
+
+
+def _load_state(tuner: Any, state: dict[str, Any]) -> None:
+    for name in _GATHERED:
+        setattr(tuner.rankallocator, name, dict(state[name]))
+    tuner.rankallocator.peft_config.rank_pattern = state["rank_pattern"]

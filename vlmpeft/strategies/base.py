@@ -115,6 +115,8 @@ class Attachment:
         penalty: added to the loss per supervised token, e.g. a regulariser of the strategy's own.
         schedule: called with the number of optimizer steps there will be, before the first.
         after_step: called with the number of optimizer steps done, gradients still there.
+        state: what an exact resume needs beside the trainable tensors, as plain data and tensors.
+        load_state: its inverse.
     """
 
     component: str
@@ -128,6 +130,8 @@ class Attachment:
     penalty: Callable[[], Tensor] | None = None
     schedule: Callable[[int], None] | None = None
     after_step: Callable[[int], None] | None = None
+    state: Callable[[], dict[str, Any]] | None = None
+    load_state: Callable[[dict[str, Any]], None] | None = None
 
 
 class Strategy(ABC):
