@@ -46,6 +46,47 @@ def test_qwen3_deepstack_mergers_are_projector():
     assert components.component_of(name) == "projector"
 
 
+@pytest.mark.parametrize(
+    ("model_type", "name", "component"),
+    [
+        ("deepseek_vl_hybrid", "model.high_res_vision_model.x", "vision"),
+        ("deepseek_vl_hybrid", "model.high_res_vision_neck.x", "projector"),
+        ("janus", "model.vqmodel.x", "other"),
+        ("janus", "model.generation_head.x", "other"),
+        ("janus", "model.aligner.x", "projector"),
+        ("video_llava", "model.video_tower.x", "other"),
+        ("granite_docling", "model.vision_model.connector.x", "projector"),
+        ("qwen2_5_omni_thinker", "model.audio_tower.x", "other"),
+    ],
+)
+def test_second_towers_generators_and_other_modalities(model_type, name, component):
+    assert find_components(_on_meta(model_type)).component_of(name) == component
+
+
+@pytest.mark.slow
+def test_every_type_that_builds_is_partitioned_or_refused_with_a_reason():
+    """Of the types of the installed transformers; those that do not build from their default config are skipped."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    partitioned, refused = [], {}
+    for model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        try:
+            model = _on_meta(model_type)
+        except Exception:  # noqa: BLE001  a default config that its own class cannot build
+            continue
+        try:
+            parts = find_components(model).partition()
+        except UnsupportedArchitecture as error:
+            refused[model_type] = str(error)
+            continue
+        names = [name for part in parts.values() for name in part]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters()), model_type
+        assert all(parts[name] for name in ("vision", "projector", "language")), model_type
+        partitioned.append(model_type)
+    assert len(partitioned) >= 70, refused
+    assert all("has no" in reason for reason in refused.values())
+
+
 def test_bare_parameter_on_the_image_path_is_projector():
     components = find_components(_on_meta("llava_next"))
     assert components.component_of("model.image_newline") == "projector"

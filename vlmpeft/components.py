@@ -20,8 +20,14 @@ PLANNED = COMPONENTS[:3]
 _PROJECTORS_INSIDE_TOWER = (
     "merger",  # Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4V: `visual.merger` maps patches to text width
     "deepstack_merger_list",  # Qwen3-VL: features of inner tower layers, merged into early text layers
+    "connector",  # Granite-Docling: `vision_model.connector`
 )
-_OTHER_MODALITIES = ("audio", "speech")
+# Towers beside the one that `get_encoder` names.
+_SECOND_TOWERS = (
+    "high_res_vision_model",
+)  # DeepSeek-VL hybrid: SAM beside SigLIP, merged by its neck
+# On no path from an image to text: other modalities, and Janus's image generator.
+_OTHER = ("audio", "speech", "video_tower", "vqmodel", "generation_")
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,19 @@ def find_components(model: PreTrainedModel) -> Components:
         if name.startswith(tower + ".") and name.rsplit(".", 1)[-1] in _PROJECTORS_INSIDE_TOWER
     )
     leftover = _leftover_roots(model, {tower, *language})
-    other = tuple(root for root in leftover if any(word in root for word in _OTHER_MODALITIES))
-    projector = (*inside, *(root for root in leftover if root not in other))
+    other = tuple(root for root in leftover if any(word in root for word in _OTHER))
+    towers = tuple(root for root in leftover if root.rsplit(".", 1)[-1] in _SECOND_TOWERS)
+    projector = (*inside, *(root for root in leftover if root not in (*other, *towers)))
     if not projector:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} has no projector: nothing lies between {tower} and {decoder}"
         )
-    roots = {"vision": (tower,), "projector": projector, "language": language, "other": other}
+    roots = {
+        "vision": (tower, *towers),
+        "projector": projector,
+        "language": language,
+        "other": other,
+    }
     return Components(roots, tuple(name for name, _ in model.named_parameters()))
 
 
