@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from rich.console import Console
 from vlmpeft.base import meta_model, resolve_bits
 from vlmpeft.cli import VLMCLI
 from vlmpeft.components import find_components
+from vlmpeft.data.arguments import Parser
+from vlmpeft.errors import GateFailed
 from vlmpeft.plan import attach
 from vlmpeft.report import plan_table
+from vlmpeft.servability import ENGINES, Engine, Verdict, judge
 
 
 class PlanCLI(VLMCLI):
@@ -25,19 +29,49 @@ class PlanCLI(VLMCLI):
 
 
 def show_plan(args: list[str]) -> None:
-    """Print a config's plan as a table, or with --json as the contract's JSON and nothing else."""
+    """Print a config's plan as a table, or with --json as the contract's JSON and nothing else.
+
+    With --for peft or --for vllm also whether that engine can load what the plan will leave.
+
+    Raises:
+        GateFailed: with --for, if it cannot.
+    """
     as_json = "--json" in args
+    engine, args = _engine(args)
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         sys.argv = sys.argv[:1]
         module = PlanCLI("fit", [arg for arg in args if arg != "--json"]).module
         model = meta_model(module.base)
         attached = attach(module.plan, model, find_components(model))
+    verdicts = judge(attached, engine) if engine else {}
     if not as_json:
-        Console(highlight=False).print(plan_table(attached))
+        console = Console(highlight=False)
+        console.print(plan_table(attached))
+        for name, verdict in verdicts.items():
+            answer = "yes" if verdict.is_loadable else "no"
+            console.print(f"{engine}, {name}: {answer}  {verdict.reason}", soft_wrap=True)
+        _gate(engine, verdicts)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     summary, widths = attached.summary(), resolve_bits(module.base.bits, device)
     for name, component in summary["components"].items():
         component["bits"] = widths.get(name)
     head: dict[str, Any] = {"base": module.base.path, "model_type": model.config.model_type}
+    if engine:
+        head["for"] = {engine: {name: asdict(verdict) for name, verdict in verdicts.items()}}
     print(json.dumps(head | summary))  # noqa: T201
+    _gate(engine, verdicts)
+
+
+def _engine(args: list[str]) -> tuple[Engine | None, list[str]]:
+    """What --for says, and the other arguments."""
+    parser = Parser(prog="plan", add_help=False)
+    parser.add_argument("--for", dest="engine", choices=ENGINES)
+    found, rest = parser.parse_known_args(args)
+    return found.engine, rest
+
+
+def _gate(engine: str | None, verdicts: dict[str, Verdict]) -> None:
+    refused = [name for name, verdict in verdicts.items() if not verdict.is_loadable]
+    if refused:
+        raise GateFailed(f"{engine} cannot load what this plan leaves on {', '.join(refused)}")
