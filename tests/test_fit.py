@@ -269,7 +269,8 @@ def test_after_kill_9_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert read_record(killed) is None
-    at = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    checkpoint = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)
+    at, spent = checkpoint["global_step"], checkpoint["progress"]["fit_seconds"]
     assert 3 <= at < 72 // accumulate
     assert call("fit", "--resume", killed) == 0
     assert rows(killed) == rows(tmp_path / "whole")
@@ -279,6 +280,7 @@ def test_after_kill_9_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
     records = [read_record(tmp_path / name) for name in ("whole", "killed")]
+    assert records[1]["seconds"]["fit"] > spent > 0
     for key in ("metrics", "steps", "config_hash", "selected", "reachable", "supervised_tokens"):
         assert records[0][key] == records[1][key], key
 

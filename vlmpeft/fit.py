@@ -205,6 +205,7 @@ class FitRun:
     def finish(self) -> dict[str, Any]:
         """Load the selected checkpoint, score it, save the adapter, write the record."""
         steps = self.trainer.global_step
+        self.seconds["fit"] += self.module.seconds_before
         self.selected = self.checkpoints.load_selected(self.module, steps)
         items = self._score_tuned()
         self._score_controls()

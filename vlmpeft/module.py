@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,6 +79,10 @@ class VLMModule(pl.LightningModule):
         self.attached: AttachedPlan | None = None
         self.reached: set[str] = set()
         self.supervised_tokens = 0
+        self.seconds_before, self._started = (
+            0.0,
+            0.0,
+        )  # of processes that were interrupted; of this one
         self.scorer: Scorer | None = None
         self._window_tokens: Tensor | float = 0.0
         self.model: Any = None
@@ -140,6 +145,7 @@ class VLMModule(pl.LightningModule):
     # -- training ------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        self._started = time.perf_counter()
         assert self.attached is not None
         check_has_trainables(self.attached)
         self._set_modes()
@@ -213,6 +219,7 @@ class VLMModule(pl.LightningModule):
         checkpoint["progress"] = {
             "supervised_tokens": self.supervised_tokens,
             "reached": sorted(self.reached),
+            "fit_seconds": self.seconds_before + time.perf_counter() - self._started,
         }
         assert self.attached is not None
         checkpoint["strategies"] = [a.state() if a.state else {} for a in self.attached.attachments]
@@ -220,6 +227,7 @@ class VLMModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.supervised_tokens = checkpoint["progress"]["supervised_tokens"]
         self.reached = set(checkpoint["progress"]["reached"])
+        self.seconds_before = checkpoint["progress"].get("fit_seconds", 0.0)
         assert self.attached is not None
         states = checkpoint.get("strategies", [])
         for attachment, state in zip(self.attached.attachments, states, strict=False):
