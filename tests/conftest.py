@@ -87,6 +87,17 @@ def vlmpeft(*args, cwd, timeout=300, check=None, env=None):
     return done
 
 
+def call(*args):
+    """Run a verb in this process; returns its exit code."""
+    from vlmpeft.__main__ import main
+
+    saved, sys.argv = sys.argv, ["vlmpeft"]
+    try:
+        return main([str(arg) for arg in args])
+    finally:
+        sys.argv = saved
+
+
 def randomize(attached, scale=0.05):
     """Give zero-initialised trainables values, so that tests of them are not vacuous."""
     with torch.no_grad():

@@ -1,13 +1,11 @@
 """`data check` finds what would stop or mislead a run, and says where."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.__main__ import main
 from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.audit import audit, brief_audit
 from vlmpeft.data.datamodule import VLMData
@@ -15,7 +13,7 @@ from vlmpeft.data.encode import Encoder
 from vlmpeft.data.tokens import check_labels, view_tokens
 from vlmpeft.errors import UserError
 
-from .conftest import llava, write_json
+from .conftest import call, llava, write_json
 
 SCHEMA = {
     "type": "object",
@@ -166,14 +164,6 @@ def test_wrong_labels_are_noticed(noise, shift, reason):
     assert check_labels(data.encoder, conversations) == []
     ((_, text),) = check_labels(_Mislabels(data.processor, shift), conversations)
     assert reason in text
-
-
-def call(*args):
-    saved, sys.argv = sys.argv, ["vlmpeft"]
-    try:
-        return main([str(arg) for arg in args])
-    finally:
-        sys.argv = saved
 
 
 def test_check_exits_with_4_and_leaves_the_page_when_something_is_wrong(noise, capsys):

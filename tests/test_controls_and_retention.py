@@ -7,8 +7,7 @@ import pytest
 from vlmpeft.data.workbench.build import build_task
 from vlmpeft.records import read_record
 
-from .conftest import llava, write_json
-from .test_data_shapes import call
+from .conftest import call, llava, write_json
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import io
 import itertools
 import json
 import random
-import sys
 
 import pytest
 
-from vlmpeft.__main__ import main
 from vlmpeft.data.workbench.scene import PLACES, draw_scene, random_scene
 from vlmpeft.records import read_items, read_record
+
+from .conftest import call
 
 FIT = [
     "--model.plan.language=LoRA",
@@ -149,14 +149,6 @@ def shape(request, tmp_path):
     return request.param.__name__, request.param(tmp_path)
 
 
-def call(*args):
-    saved, sys.argv = sys.argv, ["vlmpeft"]
-    try:
-        return main([str(arg) for arg in args])
-    finally:
-        sys.argv = saved
-
-
 def test_every_shape_goes_through_check_and_fit(shape, tmp_path, capsys):
     name, arguments = shape
     page = tmp_path / "page.html"
@@ -183,7 +175,10 @@ def check_csv(record, items, run):
 
 def check_parquet(record, items, run):
     assert record["data"]["train"]["conversations"] == 16
-    assert all(len(item["references"]) == 3 for item in items)
+    assert all(len(item["references"]) == 10 for item in items)
+    for item in items:
+        said = item["references"].count(item["generated"])
+        assert (item["scores"]["vqa_accuracy"] == 1) == (said > 3)  # official: 3 of any 9
     assert record["primary"] == "vqa_accuracy"
 
 

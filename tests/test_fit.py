@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlmpeft.__main__ import main
 from vlmpeft.records import read_items, read_record
 
-from .conftest import ROOT, llava, write_json
+from .conftest import ROOT, call, llava, write_json
 
 RECIPE = [
     "--model.plan.projector=Full",
@@ -57,14 +56,6 @@ def task(tmp_path_factory, pictures):
 def arguments(task, pictures, *extra, recipe=RECIPE):
     data = [f"--data.train={task / 'train.json'}", f"--data.val={task / 'val.json'}"]
     return ["fit", *data, f"--data.image_dir={pictures}", *recipe, *extra]
-
-
-def call(*args):
-    saved, sys.argv = sys.argv, ["vlmpeft"]
-    try:
-        return main([str(arg) for arg in args])
-    finally:
-        sys.argv = saved
 
 
 @pytest.fixture(scope="module")

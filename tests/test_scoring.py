@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from vlmpeft.base import BaseSpec, Bits, load_base, load_processor
+from vlmpeft.data.conversation import Conversation, Message
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.data.dataset import Item
 from vlmpeft.data.workbench.build import cached_task
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache, pictures
-from vlmpeft.metrics import Answer, ChoiceAccuracy, ExactMatch, JsonFields, TokenF1
+from vlmpeft.metrics import Answer, ChoiceAccuracy, ExactMatch, JsonFields, TokenF1, VqaAccuracy
 from vlmpeft.metrics.build import build_metric
 from vlmpeft.prefixes import SharedPrefixes
 from vlmpeft.scoring import Scorer, read_answer, score_loader, scores_by_group
@@ -167,6 +169,16 @@ def test_several_references_reach_the_metric(data, model, tmp_path, pictures):
     assert item.references == ("red", said)
     _, _, (scored,) = score(other, model, [ExactMatch()])
     assert read_answer(scored).references == ("red", said)
+
+
+def test_ten_annotators_stay_ten(data):
+    """Eight of ten said red: the official VQA accuracy of red is 1, of grey 0.3 (one of ten)."""
+    answer = Message("assistant", ("red",), references=("red",) * 8 + ("grey", "dark"))
+    item = Item("i", Conversation("i", (Message("user", ("colour?",)), answer)), 1)
+    assert len(item.references) == 10
+    score = VqaAccuracy().score_item
+    assert score(Answer("red", item.references)) == 1
+    assert score(Answer("grey", item.references)) == pytest.approx(0.3)
 
 
 def test_choices_are_scored_by_likelihood(data, model, tmp_path, pictures):

@@ -1,13 +1,11 @@
 """The gradient self-test names what would not train, notices what should not, and leaves no trace."""
 
 import json
-import sys
 
 import pytest
 import torch
 from torch import nn
 
-from vlmpeft.__main__ import main
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.plan import Plan, attach
@@ -15,7 +13,7 @@ from vlmpeft.records import read_record
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import AdaLoRA, Full, LoRA
 
-from .conftest import llava, write_json
+from .conftest import call, llava, write_json
 from .test_encode import Image, talk
 
 
@@ -105,15 +103,17 @@ def test_gradients_that_change_after_an_evaluation_are_noticed(tiny, batch):
 def fit(tmp_path, pictures, *extra):
     records = [llava(f"q{n}", f"a{n % 2}", "abc"[n % 3] + ".png") for n in range(12)]
     data = write_json(tmp_path / "d.json", records)
-    saved, sys.argv = sys.argv, ["vlmpeft"]
-    try:
-        return main(
-            ["fit", f"--data.train={data}", f"--data.val={data}", f"--data.image_dir={pictures}",
-             f"--runs_dir={tmp_path}", "--run_name=r", "--data.batch_size=4",
-             "--model.base.bits.language=fp32", *extra]
-        )  # fmt: skip
-    finally:
-        sys.argv = saved
+    return call(
+        "fit",
+        f"--data.train={data}",
+        f"--data.val={data}",
+        f"--data.image_dir={pictures}",
+        f"--runs_dir={tmp_path}",
+        "--run_name=r",
+        "--data.batch_size=4",
+        "--model.base.bits.language=fp32",
+        *extra,
+    )
 
 
 def test_a_run_leaves_unreachable_tensors_as_they_are_and_counts_the_others(

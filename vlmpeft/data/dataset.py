@@ -27,10 +27,13 @@ class Item:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Every accepted answer of the scored turn; the one that is learnt first."""
+        """Every accepted answer of the scored turn, the one that is learnt first; ten annotators stay ten."""
         assert self.turn is not None
         message = self.conversation.messages[self.turn]
-        return (message.text, *(r for r in message.references if r != message.text))
+        others = list(message.references)
+        if message.text in others:
+            others.remove(message.text)  # once: it counts how many said it
+        return (message.text, *others)
 
     @property
     def choices(self) -> tuple[str, ...]:
