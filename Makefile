@@ -3,6 +3,7 @@
 #   VENV                 folder of the virtual environment; VENV=none uses the python that is active
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
+TIMM ?= timm==1.0.31
 VENV ?= .venv
 PYTHON ?= python3
 CONFIG ?= lora_r16.yaml
@@ -28,7 +29,7 @@ ifneq ($(VENV),none)
 endif
 	$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps "$(TORCHVISION)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps "$(TORCHVISION)" "$(TIMM)"
 	touch $@
 
 fit: $(STAMP)  ## fine-tune the embedded base, score before and after

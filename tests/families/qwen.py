@@ -1,9 +1,6 @@
-"""Tiny random models of other families, saved with real processors, to be loaded like any folder."""
+"""Qwen's family: mergers inside the tower, pictures of any size, positions in three streams."""
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -11,47 +8,24 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from .common import CHATML_WITH, byte_tokenizer, redraw
 
-
-def byte_tokenizer():
-    """Every byte a token, and ChatML's special tokens."""
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(alphabet))}, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = [
-        "<|im_start|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|image_pad|>",
-        "<|video_pad|>",
-    ]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=special,
-    )
+CHATML = CHATML_WITH.format(image="<|vision_start|><|image_pad|><|vision_end|>")
+SPECIAL = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
 def qwen_processor():
     """A real Qwen2.5-VL processor: the number of image tokens follows the picture's size."""
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112),
-        tokenizer=byte_tokenizer(),
+        tokenizer=byte_tokenizer(*SPECIAL),
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=CHATML,
     )
 
 
 def save_qwen(folder):
-    """A random Qwen2.5-VL of two layers each, weights redrawn so that the picture matters."""
+    """A random Qwen2.5-VL of two layers each."""
     processor = qwen_processor()
     token = processor.tokenizer.convert_tokens_to_ids
     text = {
@@ -83,12 +57,6 @@ def save_qwen(folder):
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=False,
     )
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.2)
-    model.save_pretrained(folder)
+    redraw(Qwen2_5_VLForConditionalGeneration(config)).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
