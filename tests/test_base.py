@@ -7,12 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from vlmpeft.base import BaseSpec, Bits, actual_bits, base_dir, fingerprint, load_base
+from vlmpeft.base import (
+    BaseSpec,
+    Bits,
+    actual_bits,
+    base_dir,
+    fingerprint,
+    load_base,
+    resolve_bits,
+)
+from vlmpeft.components import count_by_component
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
+from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA
 
 from .conftest import randomize
@@ -55,9 +65,63 @@ def test_16_bit_by_component():
     }
 
 
-def test_mixed_quantized_widths_are_refused_by_name():
-    with pytest.raises(UserError, match=r"fp4.*nf4.*cannot be mixed"):
-        load_base(BaseSpec(bits=Bits(vision="fp4", language="nf4")))
+MIXED = Bits(vision="int8", projector="fp4", language="nf4")
+
+
+def test_every_component_may_have_its_own_quantized_width():
+    """One BitsAndBytesConfig cannot say it; the output head stays whole."""
+    spec = BaseSpec(bits=MIXED)
+    model, _, components = load_base(spec)
+    bits = actual_bits(model, components)
+    assert {name: width.split(" + ")[0] for name, width in bits.items()} == {
+        "vision": "int8",
+        "projector": "fp4",
+        "language": "nf4",
+    }
+    assert type(model.lm_head) is nn.Linear
+    whole, _, parts = load_base(BaseSpec(bits=Bits(language="fp32")))
+    assert count_by_component(model, components) == count_by_component(whole, parts)
+
+
+def test_a_width_of_our_own_replacement_is_that_of_transformers_own(pictures):
+    """The vision tower in nf4 beside an int8 language model, and by itself: the same weights, bit by bit."""
+    ours, _, _ = load_base(BaseSpec(bits=Bits(vision="nf4", language="int8")))
+    theirs, _, _ = load_base(BaseSpec(bits=Bits(vision="nf4", language="fp32")))
+    towers = [m.model.vision_tower.state_dict() for m in (ours, theirs)]
+    assert towers[0].keys() == towers[1].keys()
+    assert any("quant_state" in name for name in towers[0])
+    assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [MIXED, Bits(vision="int8", language="int8"), Bits(vision="nf4", language="int8")],
+    ids=str,
+)
+def test_lora_on_every_component_trains_at_mixed_widths(bits, pictures):
+    model, processor, components = load_base(BaseSpec(bits=bits))
+    lora = LoRA(r=2, dropout=0.0)
+    attached = attach(Plan(vision=lora, projector=lora, language=lora), model, components)
+    wrapped = {type(m).__module__ for m in model.modules() if hasattr(m, "lora_A")}
+    assert wrapped <= {"peft.tuners.lora.bnb", "peft.tuners.lora.layer"}
+    assert "peft.tuners.lora.bnb" in wrapped
+    image = Image(str(pictures / "a.png"))
+    batch = collate([Encoder(processor).encode(talk((image, "what part?"), "gear"))], 0)
+    found = gradient_self_test(attached, batch)
+    assert not found.problems
+    assert all("layers.2" in name for name in found.unreachable)  # LLaVA's last tower layer
+
+
+def test_the_compute_dtype_of_4_bit_layers_is_as_asked():
+    for compute, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16)):
+        model, _, _ = load_base(BaseSpec(compute=compute))
+        layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+        assert {m.compute_dtype for m in layers} == {dtype}
+
+
+def test_widths_a_device_cannot_hold_are_one_line():
+    with pytest.raises(UserError, match=r"bits\.language=nf4 on mps: .*take bf16 or fp32"):
+        resolve_bits(Bits(), torch.device("mps"))
 
 
 def test_base_is_frozen_and_in_eval_mode(tiny_nf4):

@@ -10,7 +10,15 @@ from vlmpeft.base import BaseSpec, meta_model
 from vlmpeft.components import find_components
 from vlmpeft.errors import UserError
 from vlmpeft.plan import Plan, attach
-from vlmpeft.strategies import IA3, BottleneckAdapter, DoRA, Full, LoRA
+from vlmpeft.strategies import (
+    IA3,
+    BottleneckAdapter,
+    DoRA,
+    Full,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+)
 
 from .conftest import randomize
 
@@ -94,8 +102,20 @@ SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
         (IA3(), 614_400, 0.0087),
         (BottleneckAdapter(), 67_248_128, 0.9431),
         (BottleneckAdapter(style="houlsby"), 134_496_256, 1.8685),
+        (PromptTuning(n=20), 81_920, 0.00116),
+        (PrefixTuning(n=20), 5_242_880, 0.0742),
     ],
-    ids=["dora q,v", "dora attention", "dora 7", "dora r=128", "ia3", "pfeiffer", "houlsby"],
+    ids=[
+        "dora q,v",
+        "dora attention",
+        "dora 7",
+        "dora r=128",
+        "ia3",
+        "pfeiffer",
+        "houlsby",
+        "prompt",
+        "prefix",
+    ],
 )
 def test_language_methods_have_the_published_counts(llava_7b, strategy, trainable, percent):
     """DoRA: LoRA and the sum of d_out; IA3 on k, v, down: L (2 d_kv + d_ff); adapters: L (2 d b + b + d)."""

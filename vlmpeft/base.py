@@ -14,11 +14,13 @@ from torch import nn
 
 from vlmpeft.components import PLANNED, Components, count_by_component, find_components
 from vlmpeft.errors import UserError
+from vlmpeft.quantization import quantize_linears, silence_casts
 from vlmpeft.torchvision_ops import declare_torchvision_ops
 
 Width = Literal["auto", "fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUANTIZED = ("nf4", "fp4", "int8")
+NUM_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "nf4": 4, "fp4": 4}
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class BaseSpec:
         path: a local folder, a hub id, or `tiny`, the embedded base.
         bits: width of each component's weights.
         double_quant: also quantize the 4-bit blocks' scales, 4.127 instead of 4.5 bits a weight.
+        compute: in what 4-bit layers multiply; auto is fp32 on a CPU and bf16 on a GPU.
         revision: branch, tag or commit of a hub id.
     """
 
     path: str = "tiny"
     bits: Bits = Bits()
     double_quant: bool = True
+    compute: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     revision: str | None = None
 
 
@@ -120,54 +124,91 @@ def load_base(spec: BaseSpec, device: torch.device | str = "cpu") -> tuple[Any, 
     model = _from_hub(
         AutoModelForImageTextToText.from_pretrained,
         spec,
-        dtype=DTYPES["fp32" if device.type == "cpu" else "bf16"],
+        dtype=_plain_dtype(device),
         device_map={"": device},
         quantization_config=quantization_config(spec, widths, components, device),
     )
+    main, compute = _main_quantized(spec, widths), compute_dtype(spec, device)
+    for name, width in widths.items():
+        if width in QUANTIZED and width != main:
+            quantize_linears(model, components, name, width, spec.double_quant, compute)
+            # tells PEFT that there are such layers
+            setattr(model, f"is_loaded_in_{NUM_BITS[width]}bit", True)
     _set_unquantized_dtypes(model, widths, components)
     _keep_backward_exact_on_cpu(model)
+    silence_casts()
     model.requires_grad_(False).eval()
     return model, load_processor(spec), components
 
 
 def resolve_bits(bits: Bits, device: torch.device) -> dict[str, str]:
-    """Component -> width, with `auto` decided by the device."""
+    """Component -> width, with `auto` decided by the device.
+
+    Raises:
+        UserError: a width the device cannot hold.
+    """
     auto = "fp32" if device.type == "cpu" else "bf16"
-    return {name: auto if width == "auto" else width for name, width in asdict(bits).items()}
+    widths = {name: auto if width == "auto" else width for name, width in asdict(bits).items()}
+    for name, width in widths.items():
+        if reason := _impossible(width, device):
+            raise UserError(f"model.base.bits.{name}={width} on {device.type}: {reason}")
+    return widths
+
+
+def _impossible(width: str, device: torch.device) -> str:
+    """Why a device cannot have weights of a width; empty if it can."""
+    if width in QUANTIZED and device.type not in ("cpu", "cuda", "xpu"):
+        return "bitsandbytes has no such layers there; take bf16 or fp32"
+    if width == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return "this GPU has no bf16; take fp16 or fp32"
+    return ""
+
+
+def _plain_dtype(device: torch.device) -> torch.dtype:
+    return DTYPES["fp32" if device.type == "cpu" else "bf16"]
+
+
+def compute_dtype(spec: BaseSpec, device: torch.device) -> torch.dtype:
+    """In what 4-bit layers multiply."""
+    return _plain_dtype(device) if spec.compute == "auto" else DTYPES[spec.compute]
+
+
+def _main_quantized(spec: BaseSpec, widths: dict[str, str]) -> str | None:
+    """The quantized width of most weights: those are never loaded whole."""
+    wanted = {width for width in widths.values() if width in QUANTIZED}
+    if len(wanted) < 2:
+        return next(iter(wanted), None)
+    sizes = parameter_count(spec)
+    return max(wanted, key=lambda width: sum(sizes[c] for c, w in widths.items() if w == width))
 
 
 def quantization_config(
     spec: BaseSpec, widths: dict[str, str], components: Components, device: torch.device
 ) -> Any:
-    """A BitsAndBytesConfig for the quantized components, or None.
+    """A BitsAndBytesConfig for the components of the main quantized width; None without one.
 
     Everything else is skipped by its full path: a bare `vision_tower` would silently quantize the tower,
     and an explicit list drops the default skip of the output head, so the head is named too.
     """
-    wanted = {width for width in widths.values() if width in QUANTIZED}
-    if not wanted:
+    width = _main_quantized(spec, widths)
+    if width is None:
         return None
-    if len(wanted) > 1:
-        raise UserError(
-            f"bits {sorted(wanted)} cannot be mixed: one quantized width for all components"
-        )
     from transformers import BitsAndBytesConfig
 
-    width = wanted.pop()
     skip = [
         root
         for name, roots in components.roots.items()
         for root in roots
         if widths.get(name) != width
     ]
-    skip += [root for root in components.roots["language"][1:] if root not in skip]
+    skip += [components.head] if components.head else []
     if width == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=width,
         bnb_4bit_use_double_quant=spec.double_quant,
-        bnb_4bit_compute_dtype=DTYPES["fp32" if device.type == "cpu" else "bf16"],
+        bnb_4bit_compute_dtype=compute_dtype(spec, device),
         llm_int8_skip_modules=skip,
     )
 
@@ -281,7 +322,7 @@ def origin(spec: BaseSpec) -> dict[str, Any]:
         "revision": spec.revision,
         "fingerprint": fingerprint(spec),
         "bits": {name: asdict(spec.bits)[name] for name in PLANNED}
-        | {"double_quant": spec.double_quant},
+        | {"double_quant": spec.double_quant, "compute": spec.compute},
     }
 
 

@@ -56,10 +56,11 @@ class _Known:
         return _Known(cache, self.mask[index])
 
     def until(self, length: int) -> _Known:
-        """The first columns."""
+        """The first columns; a prompt that was trained may stand before them in the cache."""
+        later = self.mask.shape[1] - length
         for layer in self.cache.layers:
-            layer.keys = layer.keys[..., :length, :]
-            layer.values = layer.values[..., :length, :]
+            kept = layer.keys.shape[-2] - later
+            layer.keys, layer.values = layer.keys[..., :kept, :], layer.values[..., :kept, :]
         return _Known(self.cache, self.mask[:, :length])
 
 

@@ -16,6 +16,8 @@ STRATEGIES = {
     "VeRA": "vlmpeft.strategies.vera.VeRA",
     "IA3": "vlmpeft.strategies.ia3.IA3",
     "BottleneckAdapter": "vlmpeft.strategies.bottleneck.BottleneckAdapter",
+    "PromptTuning": "vlmpeft.strategies.prompt.PromptTuning",
+    "PrefixTuning": "vlmpeft.strategies.prefix.PrefixTuning",
     "BitFit": "vlmpeft.strategies.selected.BitFit",
     "LayerNormTuning": "vlmpeft.strategies.selected.LayerNormTuning",
     "LastLayers": "vlmpeft.strategies.selected.LastLayers",

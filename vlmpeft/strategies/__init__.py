@@ -7,6 +7,8 @@ from vlmpeft.strategies.fixed import Frozen, Full
 from vlmpeft.strategies.ia3 import IA3
 from vlmpeft.strategies.lora import DoRA, LoRA
 from vlmpeft.strategies.peft_any import Peft
+from vlmpeft.strategies.prefix import PrefixTuning
+from vlmpeft.strategies.prompt import PromptTuning
 from vlmpeft.strategies.selected import BitFit, LastLayers, LayerNormTuning
 from vlmpeft.strategies.vera import VeRA
 
@@ -25,6 +27,8 @@ __all__ = [
     "LoRA",
     "Peft",
     "PeftPart",
+    "PrefixTuning",
+    "PromptTuning",
     "Strategy",
     "VeRA",
 ]

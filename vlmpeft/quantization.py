@@ -1,0 +1,93 @@
+"""Linear layers of one component replaced by bitsandbytes' own, where one config cannot say it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmpeft.components import Components
+
+
+def quantize_linears(
+    model: Any,
+    components: Components,
+    component: str,
+    width: str,
+    double_quant: bool,
+    compute_dtype: torch.dtype,
+) -> int:
+    """Replace every linear layer of a component but the output head; returns how many.
+
+    One BitsAndBytesConfig has one width, so a component of another width is loaded whole and replaced here.
+
+    Args:
+        model: loaded, on its device.
+        components: of the model.
+        component: which one.
+        width: nf4, fp4 or int8.
+        double_quant: also quantize the 4-bit blocks' scales.
+        compute_dtype: of the products of 4-bit layers.
+    """
+    head = model.get_output_embeddings()
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and module is not head
+        and components.component_of(name) == component
+    }
+    for name, layer in found.items():
+        parent, _, leaf = name.rpartition(".")
+        new = _int8(layer) if width == "int8" else _4bit(layer, width, double_quant, compute_dtype)
+        setattr(model.get_submodule(parent), leaf, new)
+    return len(found)
+
+
+def _4bit(layer: nn.Linear, width: str, double_quant: bool, compute_dtype: torch.dtype) -> Any:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    new = Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        compute_dtype=compute_dtype,
+        compress_statistics=double_quant,
+        quant_type=width,
+        device="meta",
+    )
+    new.weight = Params4bit(
+        layer.weight.data,
+        requires_grad=False,
+        compress_statistics=double_quant,
+        quant_type=width,
+        module=new,
+    )
+    return _finished(new, layer)
+
+
+def _int8(layer: nn.Linear) -> Any:
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    new = Linear8bitLt(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        has_fp16_weights=False,
+        threshold=6.0,  # LLM.int8()'s, as transformers has it
+        device="meta",
+    )
+    new.weight = Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    return _finished(new, layer)
+
+
+def _finished(new: Any, layer: nn.Linear) -> Any:
+    new.bias = layer.bias
+    return new.to(layer.weight.device).train(layer.training)  # the move quantizes
+
+
+def silence_casts() -> None:
+    """Bitsandbytes says at every call of an int8 layer that it casts its input to 16 bits."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
