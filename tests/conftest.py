@@ -1,5 +1,6 @@
 """Tiny real models and data for every test; no network, no mocks."""
 
+import copy
 import json
 import os
 import subprocess
@@ -31,10 +32,15 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def tiny():
-    """(model, processor, components) of the embedded base in fp32, freshly loaded."""
+@pytest.fixture(scope="session")
+def _tiny_once():
     return load_base(BaseSpec(bits=Bits(language="fp32")))
+
+
+@pytest.fixture
+def tiny(_tiny_once):
+    """(model, processor, components) of the embedded base in fp32, a copy of its own."""
+    return copy.deepcopy(_tiny_once)
 
 
 @pytest.fixture

@@ -26,10 +26,12 @@ from vlmpeft.strategies import (
     PromptTuning,
     VeRA,
 )
+from vlmpeft.strategies.deltas import add_deltas
 
 from .conftest import randomize
 from .test_encode import Image, talk
 
+BASE = BaseSpec(bits=Bits(language="fp32"))
 EVERYWHERE = ("vision", "projector", "language")
 STACKS = ("vision", "language")
 # strategy -> where it can be; those in IN_PLACE train the base's own weights
@@ -64,6 +66,7 @@ STRATEGIES = {
     ),
 }
 NO_IDENTITY = ("prompt", "prompt noise", "prompt text", "prompt deep", "prefix")
+NO_DELTAS = (*NO_IDENTITY, "pfeiffer", "houlsby", "parallel")  # no change of weights
 IN_PLACE = ("full", "bitfit", "layernorm", "last layers")
 CHANGES_WEIGHTS = ("pissa", "olora")  # while attached; what they take out they add again
 QUANTIZABLE = (
@@ -193,14 +196,34 @@ def test_training_changes_answers_and_detaching_restores_the_base_bitwise(cell, 
 
 
 @every_cell
+def test_merged_answers_as_attached(cell, batch):
+    """Law 5: dW added to the bare base; what has none says so."""
+    name, component, attached, model, before = cell
+    start = logits(model, batch)
+    randomize(attached)
+    ours = logits(model, batch)
+    if name in NO_DELTAS:
+        with pytest.raises(UserError, match=f"on {component} is no change of weights"):
+            attached.deltas()
+        return
+    deltas = attached.deltas()
+    attached.detach()
+    assert deltas.keys() <= before.keys()
+    take_away = add_deltas(model, deltas)
+    assert (ours - start).abs().max() > 1e-2
+    torch.testing.assert_close(logits(model, batch), ours, rtol=1e-4, atol=1e-3)
+    take_away()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@every_cell
 def test_saved_and_loaded_answers_are_equal(cell, batch, tiny, tmp_path):
     """Law 4."""
     name, _, attached, model, _ = cell
     randomize(attached)
     ours = logits(model, batch)
-    base = BaseSpec(bits=Bits(language="fp32"))
-    save_adapter(tmp_path / "adapter", attached, processor=tiny[1], base=origin(base))
-    again, _, components = load_base(base)
+    save_adapter(tmp_path / "adapter", attached, processor=tiny[1], base=origin(BASE))
+    again, _, components = load_base(BASE)
     load_adapter(tmp_path / "adapter", again, components)
     if name in CHANGES_WEIGHTS:  # the decomposition is computed again
         torch.testing.assert_close(logits(again, batch), ours, rtol=1e-4, atol=1e-3)

@@ -16,6 +16,7 @@ from vlmpeft import __version__
 from vlmpeft.components import Components
 from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan, Plan, attach
+from vlmpeft.strategies import Component
 
 PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -239,6 +240,13 @@ def load_tensors(folder: str | Path, attached: AttachedPlan, subset: bool = Fals
     tensors = _read_tensors(Path(folder))
     if subset:
         names = {name: parameter for name, parameter in names.items() if name in tensors}
+    _copy_tensors(folder, names, tensors)
+
+
+def _copy_tensors(
+    folder: str | Path, names: dict[str, torch.nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
+    """All of them or, with an error, none."""
     if wrong := names.keys() ^ tensors.keys():
         kind = "missing from it" if min(wrong) in names else "unexpected"
         raise UserError(
@@ -253,6 +261,24 @@ def load_tensors(folder: str | Path, attached: AttachedPlan, subset: bool = Fals
     with torch.no_grad():
         for name, parameter in names.items():
             parameter.copy_(tensors[name])
+
+
+def component_deltas(folder: str | Path, component: Component) -> dict[str, Tensor]:
+    """What an adapter adds to one component: parameter name -> dW in fp32; the model is left as before.
+
+    Raises:
+        UserError: a part that is no change of weights, or tensors that do not fit.
+    """
+    name = component.name
+    plan = Plan(**{name: adapter_plan(folder).of(name)})
+    attached = attach(plan, component.model, component.components)
+    try:
+        here = {PREFIX + n.replace(".default.", "."): p for n, p in attached.trainable().items()}
+        tensors = _read_tensors(Path(folder))
+        _copy_tensors(folder, here, {n: t for n, t in tensors.items() if n in here})
+        return attached.deltas()
+    finally:
+        attached.detach()
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -201,7 +201,7 @@ def quantization_config(
         for root in roots
         if widths.get(name) != width
     ]
-    skip += [components.head] if components.head else []
+    skip += components.kept_whole()
     if width == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
@@ -281,7 +281,7 @@ def fingerprint(spec: BaseSpec) -> str:
     from safetensors import safe_open
 
     digest, entries = hashlib.sha256(), {}
-    for path in _weight_files(spec):
+    for path in weight_files(spec):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  safe_open is no mapping
                 entries[name] = _tensor_digest(tensors.get_slice(name))
@@ -304,7 +304,8 @@ def _tensor_digest(view: Any, samples: int = 4) -> str:
     return f"{shape} {hashlib.sha256(values.numpy().tobytes()).hexdigest()}"
 
 
-def _weight_files(spec: BaseSpec) -> list[Path]:
+def weight_files(spec: BaseSpec) -> list[Path]:
+    """The safetensors of a base; a hub id is fetched if it is not in the cache."""
     root = Path(base_dir(spec.path))
     if not root.is_dir():
         from huggingface_hub import snapshot_download

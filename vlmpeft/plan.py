@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlmpeft.components import PLANNED, Components, count_by_component
 from vlmpeft.errors import UserError
@@ -105,6 +105,24 @@ class AttachedPlan:
             groups.setdefault(key, {"params": [], "lr": rate, "name": attachment.component})
             groups[key]["params"].append(parameter)
         return list(groups.values())
+
+    def deltas(self) -> dict[str, Tensor]:
+        """Base parameter -> dW = adapted - base, fp32, of everything attached.
+
+        Raises:
+            UserError: something that is no change of weights.
+        """
+        found: dict[str, Tensor] = {}
+        for attachment in self.attachments:
+            if attachment.deltas is None:
+                kind = type(attachment.strategy).__name__
+                raise UserError(
+                    f"{kind} on {attachment.component} is no change of weights, so it has no dW to merge; use the "
+                    "adapter as it is"
+                )
+            for name, delta in attachment.deltas():
+                found[name] = found[name] + delta if name in found else delta
+        return found
 
     def detach(self) -> None:
         """Put the base back exactly as it was."""

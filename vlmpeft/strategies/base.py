@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -35,11 +35,11 @@ class Component:
         }
 
     def linears(self) -> dict[str, nn.Linear]:
-        """Every linear layer of the component, quantized ones included."""
+        """Every linear layer of the component that is called as one, quantized ones included."""
         return {
             name: module
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and self.components.component_of(name) == self.name
+            if is_plain_linear(module) and self.components.component_of(name) == self.name
         }
 
     def blocks(self) -> dict[str, nn.Module]:
@@ -83,7 +83,20 @@ class Component:
             if isinstance(module, nn.Linear) and names_module(target, name)
         ]
         where = f" ({target} is in {elsewhere[0]})" if elsewhere else did_you_mean(target, leaves)
+        if self.name in elsewhere:
+            where = f" ({target} is no plain linear layer: an adapter there fails or does nothing)"
         return f"no linear matched {target!r} of targets={targets} in {self.name}; it has {', '.join(leaves)}.{where}"
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether an adapter around the module's forward does what is expected of one around a linear layer.
+
+    Not around a subclass's: Llama 4's router returns two tensors; of `nn.MultiheadAttention.out_proj` only the
+    weight is read.
+    """
+    return type(module) is nn.Linear or (
+        isinstance(module, nn.Linear) and type(module).__module__.startswith("bitsandbytes.")
+    )
 
 
 def names_module(target: str, name: str) -> bool:
@@ -110,6 +123,8 @@ class Attachment:
         trainable: full names, in the model as it is now, of the parameters to be trained.
         added: how many parameters the base did not have.
         detach: puts the model back exactly as it was.
+        deltas: (base parameter's name, dW in fp32) of what merging it into the base would add, as it is now; None if
+            it is no change of weights (prompts, a bottleneck's nonlinearity).
         peft: how plain PEFT would carry it; None if it cannot.
         rate_factors: parameter -> what its learning rate is multiplied by.
         penalty: added to the loss per supervised token, e.g. a regulariser of the strategy's own.
@@ -125,6 +140,7 @@ class Attachment:
     trainable: tuple[str, ...] = ()
     added: int = 0
     detach: Callable[[], None] = lambda: None
+    deltas: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
     peft: PeftPart | None = None
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     penalty: Callable[[], Tensor] | None = None

@@ -13,7 +13,7 @@ class Frozen(Strategy):
     """Leave the component as it is."""
 
     def attach(self, component: Component) -> Attachment:
-        return Attachment(component.name, self)
+        return Attachment(component.name, self, deltas=lambda: iter(()))
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class Full(Strategy):
     def attach(self, component: Component) -> Attachment:
         parameters = component.parameters()
         refuse_quantized(self, component.name, parameters)
-        detach = train_in_place(parameters)
+        detach, deltas = train_in_place(parameters)
         return Attachment(
             component.name,
             self,
             targets=component.roots,
             trainable=tuple(parameters),
             detach=detach,
+            deltas=deltas,
             peft=_peft_part(component),
         )
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vlmpeft.base import BaseSpec, weight_files
 from vlmpeft.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy, names_module
-from vlmpeft.strategies.peft_layers import attach_tuner
+from vlmpeft.strategies.loftq import start_from_residual
+from vlmpeft.strategies.peft_layers import attach_tuner, plain_peft_keeps_targets
 
 _CHANGES_BASE = ("pissa", "olora")
 
@@ -30,7 +31,8 @@ class LoRA(Strategy):
         rslora: scale by alpha / sqrt(r), stable for large ranks (Kalajdzievski 2023, arXiv:2312.03732).
         init: default (A Kaiming-uniform), gaussian, orthogonal; pissa starts from the principal singular
             vectors (Meng et al. 2024, arXiv:2404.02948), olora from a QR factor (arXiv:2406.01775), both of the
-            weight itself, of which they leave the rest frozen: not on quantized weights.
+            weight itself, of which they leave the rest frozen: not on quantized weights; loftq from the principal part
+            of what quantization lost (Li et al. 2023, arXiv:2310.08659): on quantized weights alone.
         rank_pattern: target -> its own rank.
         alpha_pattern: target -> its own alpha.
         lora_plus_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
@@ -42,7 +44,7 @@ class LoRA(Strategy):
     targets: tuple[str, ...] | None = None
     learning_rate: float = 2e-4
     rslora: bool = False
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"] = "default"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     lora_plus_ratio: float = 1.0
@@ -65,19 +67,30 @@ class LoRA(Strategy):
         layers = component.match_linears(self.targets)
         settings = {name: self._settings(name) for name in layers}
         self._check(component, layers, settings)
-        restore = _copies(layers) if self.init in _CHANGES_BASE else lambda: None
-        attachment, _ = attach_tuner(self, component, self._config(settings), list(layers))
+        kept = _copies(layers) if self.init in _CHANGES_BASE else {}
+        config = self._config(settings)
+        plain = self.init not in _CHANGES_BASE and plain_peft_keeps_targets(component.model, config)
+        attachment, _ = attach_tuner(self, component, config, list(layers))
+        self._start(component, list(layers))
 
         def detach() -> None:
             attachment.detach()
-            restore()
+            for name, weight in kept.items():
+                layers[name].weight.data = weight
 
         return replace(
             attachment,
             detach=detach,
+            deltas=lambda: _deltas(attachment, layers, kept),
             rate_factors=self._rate_factors(attachment.trainable),
-            peft=PeftPart(lora=settings) if self.init not in _CHANGES_BASE else None,
+            peft=PeftPart(lora=settings) if plain else None,
         )
+
+    def _start(self, component: Component, targets: list[str]) -> None:
+        """LoftQ's factors, where there are weights."""
+        model: Any = component.model
+        if self.init == "loftq" and next(model.parameters()).device.type != "meta":
+            start_from_residual(model, targets, weight_files(BaseSpec(model.name_or_path)))
 
     def _settings(self, name: str) -> dict[str, Any]:
         """What PEFT has to know of one target."""
@@ -104,7 +117,7 @@ class LoRA(Strategy):
             },
             use_rslora=self.rslora,
             use_dora=self._dora,
-            init_lora_weights=True if self.init == "default" else self.init,
+            init_lora_weights=True if self.init in ("default", "loftq") else self.init,
         )
 
     def _rate_factors(self, trainable: Sequence[str]) -> dict[str, float]:
@@ -133,6 +146,13 @@ class LoRA(Strategy):
                     "principal part out of a quantized weight would quantize the rest again; "
                     f"set model.base.bits.{component.name} to bf16 or fp32, or init to default"
                 )
+        whole = all(p.is_floating_point() for p in component.parameters().values())
+        is_real = next(component.model.parameters()).device.type != "meta"
+        if self.init == "loftq" and whole and is_real:
+            raise UserError(
+                f"{type(self).__name__} init=loftq on {component.name} has no effect: no weight is quantized, so nothing was "
+                "lost; set init to default"
+            )
 
 
 @dataclass(frozen=True)
@@ -151,17 +171,22 @@ def _of_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
     return next((value for key, value in pattern.items() if names_module(key, name)), default)
 
 
-def _copies(layers: Mapping[str, nn.Linear]) -> Callable[[], None]:
-    """Copies of weights, and what puts them back."""
-    kept = {
-        layer: layer.weight.detach().clone()
-        for layer in layers.values()
+def _copies(layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+    """Copies of weights that exist."""
+    return {
+        name: layer.weight.detach().clone()
+        for name, layer in layers.items()
         if layer.weight.device.type != "meta"
     }
 
-    def restore() -> None:
-        with torch.no_grad():
-            for layer, weight in kept.items():
-                layer.weight.data = weight
 
-    return restore
+def _deltas(
+    attachment: Attachment, layers: Mapping[str, nn.Linear], kept: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Against the base as it was before PiSSA or OLoRA took their part out of it."""
+    assert attachment.deltas is not None
+    for name, delta in attachment.deltas():
+        target = name.rpartition(".")[0]
+        if target in kept and name.endswith(".weight"):
+            delta = delta + layers[target].weight.detach().float() - kept[target].float()
+        yield name, delta

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from vlmpeft.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.deltas import wrapper_deltas
 
 
 def attach_tuner(
@@ -39,7 +42,8 @@ def attach_tuner(
     before = {parameter for _, parameter in model.named_parameters()}
     tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     try:
-        tuner = tuner_class(model, config, adapter_name)
+        with _targets_as_given():
+            tuner = tuner_class(model, config, adapter_name)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         unwrap(model, [target for target in targets if _is_wrapped(model.get_submodule(target))])
         reason = str(error).strip().splitlines()[0]
@@ -57,8 +61,38 @@ def attach_tuner(
         trainable=trainable,
         added=sum(new[n].numel() for n in trainable),
         detach=lambda: unwrap(model, targets),
+        deltas=lambda: wrapper_deltas(model, targets),
     )
     return attachment, tuner
+
+
+@contextmanager
+def _targets_as_given() -> Iterator[None]:
+    """Keep PEFT from rewriting exact names.
+
+    Of a type whose experts transformers 5 has fused (GLM-4.5V, Kimi K2.5), PEFT takes every target that ends in
+    `gate_proj` for the experts, the tower's and the dense layers' too, and drops it from `target_modules`.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    original = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = original
+
+
+def plain_peft_keeps_targets(model: nn.Module, config: Any) -> bool:
+    """Whether PEFT, loading a config by itself, wraps the modules it names; see `_targets_as_given`."""
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    loaded = copy.deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(loaded, model, None)
+    except ValueError:
+        return False
+    return set(loaded.target_modules) == set(config.target_modules)
 
 
 def _check_wrapped(component: Component, targets: Sequence[str], adapter_name: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from vlmpeft.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.deltas import in_place_deltas
 
 
 class Selected(Strategy):
@@ -26,17 +27,19 @@ class Selected(Strategy):
 
     def attach(self, component: Component) -> Attachment:
         chosen = self.select(component)
+        detach, deltas = train_in_place(chosen)
         return Attachment(
             component.name,
             self,
             targets=tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in chosen)),
             trainable=tuple(chosen),
-            detach=train_in_place(chosen),
+            detach=detach,
+            deltas=deltas,
         )
 
 
 def train_in_place(parameters: Mapping[str, nn.Parameter]):  # noqa: ANN201
-    """Give parameters fp32 copies of their data to be trained; returns what puts the originals back."""
+    """Give parameters fp32 copies of their data to be trained; returns (what puts the originals back, deltas)."""
     originals = {name: parameter.data for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.data = parameter.data.to(torch.float32, copy=True)
@@ -47,7 +50,7 @@ def train_in_place(parameters: Mapping[str, nn.Parameter]):  # noqa: ANN201
             parameter.grad = None
             parameter.requires_grad_(False)
 
-    return restore
+    return restore, lambda: in_place_deltas(parameters, originals)
 
 
 def refuse_quantized(
