@@ -15,6 +15,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from matrices import architectures, conformance
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -123,6 +125,9 @@ TABLES = {
     "scoring_tiny": lambda: benchmark_table("scoring-tiny"),
     "scoring_smol": lambda: benchmark_table("scoring-smol-vlm"),
     "data": lambda: benchmark_table("data"),
+    "estimate": lambda: benchmark_table("estimate"),
+    "architectures": architectures,
+    "conformance": conformance,
 }
 
 
@@ -159,6 +164,9 @@ def main() -> int:
             ROOT / "docs/results.md",
             ROOT / "docs/metrics.md",
             ROOT / "docs/data.md",
+            ROOT / "docs/estimate.md",
+            ROOT / "docs/architectures.md",
+            ROOT / "docs/conformance.md",
         )
     }
     for config, records in runs.items():

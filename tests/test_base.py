@@ -119,6 +119,12 @@ def test_the_compute_dtype_of_4_bit_layers_is_as_asked():
         assert {m.compute_dtype for m in layers} == {dtype}
 
 
+@pytest.mark.parametrize("knob", [{"double_quant": False}, {"compute": "bf16"}], ids=str)
+def test_knobs_of_4_bit_weights_without_any_are_refused(knob):
+    with pytest.raises(UserError, match=r"has no effect: no component is in 4 bits"):
+        BaseSpec(bits=Bits(language="fp32"), **knob)
+
+
 def test_widths_a_device_cannot_hold_are_one_line():
     with pytest.raises(UserError, match=r"bits\.language=nf4 on mps: .*take bf16 or fp32"):
         resolve_bits(Bits(), torch.device("mps"))

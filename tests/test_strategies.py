@@ -323,6 +323,8 @@ def test_lora_plus_gives_b_alone_its_rate(tiny):
         ("projector", lambda: IA3(), "name them: targets, feedforward; it has linear_1"),
         ("projector", lambda: LayerNormTuning(), "no normalisation layer"),
         ("language", lambda: LoRA(r=4096), "give r <= "),
+        ("language", lambda: LoRA(targets=()), "targets=.. on language names no layer"),
+        ("language", lambda: BottleneckAdapter(width=8, reduction=4), "has no effect beside width"),
         ("language", lambda: LoRA(rank_pattern={"qproj": 2}), "no target is 'qproj'"),
         ("language", lambda: LoRA(lora_plus_ratio=0), "above 0"),
         ("language", lambda: AdaLoRA(target_r=9, init_r=4), "1 <= target_r <= init_r"),

@@ -56,6 +56,16 @@ class BaseSpec:
     compute: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        four = [name for name, width in asdict(self.bits).items() if NUM_BITS.get(width) == 4]
+        for knob, usual in (("double_quant", True), ("compute", "auto")):
+            value = getattr(self, knob)
+            if value != usual and not four:
+                raise UserError(
+                    f"model.base.{knob}={value} has no effect: no component is in 4 bits (nf4, fp4); leave it out or set "
+                    "model.base.bits"
+                )
+
 
 def base_dir(path: str) -> str:
     """Resolve `tiny` to the folder inside the package; leave folders and hub ids as they are.

@@ -17,6 +17,7 @@ from vlmpeft.loss import supervised_loss
 from vlmpeft.metrics.build import MetricSpec, build_metric
 from vlmpeft.plan import AttachedPlan, Plan, attach, check_has_trainables
 from vlmpeft.scoring import Scorer, to_device
+from vlmpeft.servability import Engine, check_servable
 
 # after vlmpeft.metrics, which has declared torchvision's operators
 import lightning.pytorch as pl  # isort: skip
@@ -56,6 +57,7 @@ class VLMModule(pl.LightningModule):
         gradient_checkpointing: recompute activations in the backward pass; slower, less memory.
         self_test: what happens if one batch before the first step shows a trainable tensor without a gradient, or a
             frozen one with one: error stops, warn goes on, off does not look.
+        serve_with: peft or vllm: an adapter that this engine could not load is an error before the first step.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class VLMModule(pl.LightningModule):
         warmup_ratio: float = 0.03,
         gradient_checkpointing: bool = False,
         self_test: Literal["error", "warn", "off"] = "error",
+        serve_with: Engine | None = None,
     ):
         super().__init__()
         self.base, self.plan = base, plan
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.gradient_checkpointing, self.self_test = gradient_checkpointing, self_test
+        self.serve_with = serve_with
         self.unreachable: tuple[str, ...] = ()
         self.metrics = [build_metric(spec) for spec in metrics]
         self.strict_loading = False
@@ -107,6 +111,8 @@ class VLMModule(pl.LightningModule):
         if self.attached is None:
             torch.manual_seed(self.seed)  # the same start whatever was scored or cached before
             self.attached = attach(self.plan, self.model, self.components)
+            if self.serve_with:
+                check_servable(self.attached, self.serve_with)
 
     def cpu(self) -> VLMModule:
         """Stay on the device: Lightning moves a module to the CPU after each run, minutes for 4-bit weights."""

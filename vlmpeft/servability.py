@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan
 from vlmpeft.strategies import Attachment
 
@@ -48,6 +49,22 @@ def judge(attached: AttachedPlan, engine: Engine) -> dict[str, Verdict]:
             why = verdict.reason or "PEFT needs a LoRA part to carry saved modules"
             found[component] = Verdict(False, why)
     return found
+
+
+def check_servable(attached: AttachedPlan, engine: Engine) -> None:
+    """Refuse a plan whose adapter an engine could not load.
+
+    Raises:
+        UserError: names the components and why.
+    """
+    verdicts = judge(attached, engine)
+    refused = {name: v.reason for name, v in verdicts.items() if not v.is_loadable}
+    if refused:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UserError(
+            f"model.serve_with={engine}, and {engine} cannot load what this plan leaves: {reasons}; change model.plan or "
+            "leave serve_with out"
+        )
 
 
 def _lora_settings(active: list[Attachment]) -> dict[str, Mapping[str, Any]]:

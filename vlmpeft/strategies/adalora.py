@@ -23,7 +23,7 @@ class AdaLoRA(Strategy):
 
     Zhang et al. 2023 (arXiv:2303.10512, eq. 3, 6 and algorithm 1). The budget really is allocated: after every
     optimizer step, with the gradients of that step, and the orthogonality of P and Q is part of the loss.
-    init_r (d_in + d_out + 1) + 1 parameters a target, of which target_r a target stay on average.
+    init_r (d_in + d_out + 1) parameters a target, of which target_r a target stay on average.
 
     Args:
         target_r: average rank at the end.

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -66,6 +66,10 @@ class Component:
             if not linears:
                 raise UserError(f"{self.name} has no linear layer to adapt")
             return linears
+        if not targets:
+            raise UserError(
+                f"targets=[] on {self.name} names no layer; leave targets out for every linear layer, or take Frozen"
+            )
         for target in targets:
             if not any(names_module(target, name) for name in linears):
                 raise UserError(self._no_match(target, targets, linears))
@@ -88,7 +92,7 @@ class Component:
         return f"no linear matched {target!r} of targets={targets} in {self.name}; it has {', '.join(leaves)}.{where}"
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether an adapter around the module's forward does what is expected of one around a linear layer.
 
     Not around a subclass's: Llama 4's router returns two tensors; of `nn.MultiheadAttention.out_proj` only the

@@ -80,6 +80,11 @@ class BottleneckAdapter(Strategy):
                 f"BottleneckAdapter reduction={self.reduction}, width={self.width}: both are at least 1"
             )
 
+        if self.width is not None and self.reduction != 16:
+            raise UserError(
+                f"BottleneckAdapter reduction={self.reduction} has no effect beside width={self.width}; leave one out"
+            )
+
     def attach(self, component: Component) -> Attachment:
         hosts = self._hosts(component)
         handles = [self._insert(host) for host in hosts.values()]

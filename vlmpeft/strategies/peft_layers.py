@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlmpeft.errors import UserError
@@ -52,14 +53,21 @@ def attach_tuner(
         vars(model).pop("peft_config", None)  # would make the next component's tuner warn
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
     new = {n: p for n, p in model.named_parameters() if p not in before}
-    trainable = tuple(n for n in new if prefix in n)
+    # not all that is new is trained: AdaLoRA keeps a number of ranks as well
+    trainable = tuple(n for n in new if any(part.startswith(prefix) for part in n.split(".")))
     _check_wrapped(component, targets, adapter_name)
+    if problem := _fails_on_quantized(model, targets):
+        unwrap(model, targets)
+        raise UserError(
+            f"{name} on {component.name}: PEFT's {config.peft_type.value} does not work on quantized layers ({problem}); "
+            f"set model.base.bits.{component.name} to bf16 or fp32, or use LoRA"
+        )
     attachment = Attachment(
         component.name,
         strategy,
         targets=tuple(targets),
         trainable=trainable,
-        added=sum(new[n].numel() for n in trainable),
+        added=sum(parameter.numel() for parameter in new.values()),
         detach=lambda: unwrap(model, targets),
         deltas=lambda: wrapper_deltas(model, targets),
     )
@@ -107,6 +115,27 @@ def _check_wrapped(component: Component, targets: Sequence[str], adapter_name: s
         wrapped ^ set(targets),
         "PEFT wrapped other modules than planned",
     )
+
+
+@torch.no_grad()
+def _fails_on_quantized(model: nn.Module, targets: Sequence[str]) -> str:
+    """What happens when one quantized layer of each size is run; empty if all is well.
+
+    Methods that read the packed weight as if it were the matrix fail, or take its shape for the layer's.
+    """
+    tried: set[tuple[int, int]] = set()
+    for name in targets:
+        wrapper: Any = model.get_submodule(name)
+        layer = wrapper.base_layer
+        size = (layer.in_features, layer.out_features)
+        if layer.weight.is_floating_point() or layer.weight.device.type == "meta" or size in tried:
+            continue
+        tried.add(size)
+        try:
+            wrapper(torch.zeros(1, layer.in_features, device=layer.weight.device))
+        except (RuntimeError, ValueError, TypeError) as error:
+            return str(error).strip().splitlines()[0]
+    return ""
 
 
 def _is_wrapped(module: nn.Module) -> bool:
