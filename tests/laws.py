@@ -135,9 +135,13 @@ class Bench:
 def run_cell(bench: Bench, kind: Kind, component: str) -> dict[str, str]:
     """Law -> why it does not hold, "" if it does; {"refused": reason} if the strategy refuses the component."""
     start = bench.loss()
+    attached = None
     try:
         attached = attach(Plan(**{component: kind.strategy}), bench.model, bench.components)
+        bench.loss()  # a few can only be refused when they see what a layer gets
     except UserError as error:
+        if attached:
+            attached.detach()
         broken = _reason(lambda: _restored(bench, start))
         return {"refused": str(error)} | ({"6": broken} if broken else {})
     try:

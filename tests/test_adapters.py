@@ -159,3 +159,17 @@ def test_the_base_is_bitwise_unchanged_by_training_steps(tiny_nf4, pictures):
     after = dict(model.named_parameters())
     assert len(before) > 50
     assert all(torch.equal(before[n], after[n].data) for n in before)
+
+
+def test_a_lora_has_plain_peft_s_modules_in_plain_peft_s_places(tiny):
+    """Module by module: names and classes below the model."""
+    from peft import LoraConfig, get_peft_model
+
+    model, _, components = tiny
+    attached = attach(Plan(language=LoRA(r=4)), model, components)
+    targets = [target for a in attached.attachments for target in a.targets]
+    ours = [(n, type(m)) for n, m in model.named_modules()]
+    attached.detach()
+    config = LoraConfig(r=4, target_modules=targets, lora_dropout=0.05)
+    theirs = get_peft_model(model, config).base_model.model
+    assert ours == [(n, type(m)) for n, m in theirs.named_modules()]

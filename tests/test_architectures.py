@@ -16,6 +16,8 @@ def shown(tmp_path_factory):
     return draw_pictures(tmp_path_factory.mktemp("shown"))
 
 
+# PaliGemma's processor gives numpy a tensor
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES],

@@ -164,7 +164,9 @@ def test_plan_prints_nothing_but_json_on_stdout(capsys, tmp_path, monkeypatch):
     plan = json.loads(capsys.readouterr().out)
     assert plan["model_type"] == "llava"
     assert plan["trainable"] == 16_777_216 + 20_979_712
-    assert len(plan["components"]["language"]["strategies"][0]["targets"]) == 4 * 32
+    language = plan["components"]["language"]
+    assert len(language["strategies"][0]["targets"]) == 4 * 32
+    assert (language["bits"], language["width"]) == (4, "nf4")
 
 
 def test_a_big_base_on_a_cpu_asks_first(capsys, tmp_path, monkeypatch):

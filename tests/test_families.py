@@ -9,19 +9,19 @@ from PIL import Image as Pillow
 
 from vlmpeft.__main__ import main
 from vlmpeft.base import BaseSpec, load_base
-from vlmpeft.data.collate import collate
+from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache
-from vlmpeft.loss import supervised_loss
+from vlmpeft.loss import supervised_loss, token_losses
 from vlmpeft.plan import Plan, attach
 from vlmpeft.prefixes import SharedPrefixes
 from vlmpeft.records import read_record
 from vlmpeft.strategies import Full, LoRA
 
 from .conftest import llava, randomize, write_json
-from .families import save_qwen
+from .families import FAMILIES, save_qwen
 from .test_encode import Image, talk
 
 
@@ -108,8 +108,6 @@ def test_qwen_runs_from_fit_to_validate(qwen, sizes, tmp_path, capsys, monkeypat
 
 def test_generation_is_the_same_alone_and_in_a_batch(qwen, sizes, tmp_path):
     """Left padding must not move positions or pictures."""
-    from vlmpeft.data.collate import collate_prompts
-
     model, processor, _ = load_base(BaseSpec(path=str(qwen), bits=_fp32()))
     encoder = Encoder(processor)
     talks = [
@@ -167,6 +165,56 @@ def test_pixel_limit_holds_for_pictures_and_is_saved_with_the_processor(tmp_path
         Encoder(qwen_processor(), max_pixels=None).encode(one).model_inputs["image_grid_thw"].prod()
         > 2 * plain["image_grid_thw"].prod()
     )
+
+
+# transformers' processor gives numpy a tensor
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", ["paligemma", "gemma3"])
+def test_no_token_of_an_answer_sees_a_later_one(name, sizes, tmp_path):
+    """PaliGemma reads its prompt both ways; an answer read so would give itself away."""
+    FAMILIES[name].save(tmp_path)
+    model, processor, _ = load_base(BaseSpec(path=str(tmp_path), bits=_fp32()))
+    encoder, shown = Encoder(processor), Image(str(sizes / "a.png"))
+    one, other = talk((shown, "what?"), "that is x"), talk((shown, "what?"), "that is y")
+    losses = [token_losses(model, collate([encoder.encode(t)], 0)).detach() for t in (one, other)]
+    same = len("that is ")
+    torch.testing.assert_close(losses[0][:same], losses[1][:same])
+    assert abs(losses[0][same] - losses[1][same]) > 1e-3
+    replaced = encoder.encode(one, 1)
+    replaced = replaced.with_answer(*replaced.turns[0], encoder.answer_ids(one, 1, "that is y"))
+    torch.testing.assert_close(token_losses(model, collate([replaced], 0)).detach(), losses[1])
+
+
+def test_a_generate_that_drops_logits_processors_still_gives_log_probabilities(sizes, tmp_path):
+    """Janus's does: the answers are read once more."""
+    FAMILIES["janus"].save(tmp_path)
+    model, processor, _ = load_base(BaseSpec(path=str(tmp_path), bits=_fp32()))
+    encoder = Encoder(processor)
+    talks = [talk((Image(str(sizes / f"{name}.png")), "what?"), "that") for name in "ab"]
+    samples = [(Item(str(n), t, 1), encoder.encode(t, 1)) for n, t in enumerate(talks)]
+    with torch.no_grad():
+        decoded = WholePrompts(model, Limits(4, (), 0)).decode(samples, [[]] * 2)
+        for (_, encoded), one in zip(samples, decoded, strict=True):
+            logits = model(**collate_prompts([encoded], 0)).logits[0, -1]
+            assert one.ids[0] == int(logits.argmax())
+            assert one.log_probabilities[0] == pytest.approx(
+                float(logits.log_softmax(-1).max()), abs=1e-4
+            )
+            assert len(one.log_probabilities) == len(one.ids) == 4
+
+
+@pytest.mark.parametrize("name", ["gemma3", "internvl", "janus"])
+def test_the_image_token_is_the_one_that_fills_a_picture_s_positions(name, sizes, tmp_path):
+    """Gemma 3's processor calls the mark before a picture so, and Janus's says nothing."""
+    FAMILIES[name].save(tmp_path)
+    model, processor, _ = load_base(BaseSpec(path=str(tmp_path), bits=_fp32()))
+    encoder = Encoder(processor)
+    encoded = encoder.encode(talk((Image(str(sizes / "a.png")), "what?"), "that"))
+    features = model.base_model.get_image_features(
+        encoded.model_inputs["pixel_values"], return_dict=True
+    ).pooler_output
+    places = int((encoded.input_ids == encoder.image_token_id).sum())
+    assert places == sum(one.reshape(-1, one.shape[-1]).shape[0] for one in features) > 1
 
 
 def _fp32():

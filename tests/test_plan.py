@@ -4,23 +4,33 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+)
 
 from vlmpeft.base import BaseSpec, meta_model
 from vlmpeft.components import find_components
 from vlmpeft.errors import UserError
+from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import Plan, attach
+from vlmpeft.reachability import find_unreachable
+from vlmpeft.report import plan_table
 from vlmpeft.strategies import (
     IA3,
     BottleneckAdapter,
     DoRA,
     Full,
+    LastLayers,
     LoRA,
     PrefixTuning,
     PromptTuning,
 )
 
-from .conftest import randomize
+from .conftest import call, randomize
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -62,7 +72,9 @@ def _count(llava, **plan):
         (ATTENTION, 4, 4_194_304, 0.0593),
         (ATTENTION, 16, 16_777_216, 0.2370),
         (ATTENTION, 64, 67_108_864, 0.9411),
+        (None, 4, 9_994_240, 0.1413),
         (None, 16, 39_976_960, 0.5628),
+        (None, 64, 159_907_840, 2.2138),
         (None, 128, 319_815_680, 4.3316),
     ],
 )
@@ -77,14 +89,25 @@ def test_language_lora_has_the_published_count_and_does_not_leak(
 
 
 @pytest.mark.parametrize(
-    ("targets", "trainable"), [(("q_proj", "v_proj"), 1_572_864), (None, 7_077_888)]
+    ("targets", "counts"),
+    [
+        (("q_proj", "v_proj"), (393_216, 1_572_864, 6_291_456)),
+        (("q_proj", "k_proj", "v_proj"), (589_824, 2_359_296, 9_437_184)),
+        (("q_proj", "k_proj", "v_proj", "out_proj"), (786_432, 3_145_728, 12_582_912)),
+        (None, (1_769_472, 7_077_888, 28_311_552)),
+    ],
+    ids=["q,v", "q,k,v", "q,k,v,out", "six"],
 )
-def test_vision_lora_has_the_published_count(llava_7b, targets, trainable):
-    assert _count(llava_7b, vision=LoRA(targets=targets))["trainable"] == trainable
+def test_vision_lora_has_the_published_count(llava_7b, targets, counts):
+    """On q,v and q,k,v it is also what bare suffixes (q,v; q,k,v,o) would leak into CLIP."""
+    for r, trainable in zip((4, 16, 64), counts, strict=True):
+        summary = _count(llava_7b, vision=LoRA(r=r, targets=targets))
+        assert summary["trainable"] == summary["components"]["vision"]["trainable"] == trainable
 
 
 def test_projector_counts(llava_7b):
-    assert _count(llava_7b, projector=LoRA())["trainable"] == 212_992
+    for r, trainable in ((4, 53_248), (16, 212_992), (64, 851_968)):
+        assert _count(llava_7b, projector=LoRA(r=r))["trainable"] == trainable
     full = _count(llava_7b, projector=Full())
     assert (full["trainable"], full["added"]) == (20_979_712, 0)
 
@@ -140,6 +163,95 @@ def test_dora_paper_percentage_of_lora_with_full_projector(llava_7b):
     assert _count(llava_7b, language=LoRA(r=128), projector=Full())["percent"] == pytest.approx(
         4.616, abs=0.001
     )
+
+
+@pytest.mark.parametrize(
+    ("targets", "note"),
+    [
+        (("q_proj", "v_proj"), "q_proj and v_proj also exist in vision: 48 modules left alone"),
+        (("v_proj",), "v_proj also exists in vision: 24 modules left alone"),
+        (ATTENTION, "q_proj, k_proj and v_proj also exist in vision: 72 modules left alone"),
+        (("up_proj",), None),
+    ],
+)
+def test_a_suffix_that_would_have_leaked_is_noted(llava_7b, targets, note):
+    attached = attach(Plan(language=LoRA(targets=targets)), *llava_7b)
+    assert leak_notes(attached) == leak_notes(attached, explicit_only=True) == ([note] * bool(note))
+    caption = plan_table(attached).caption
+    attached.detach()
+    assert caption == (note or "")
+
+
+def test_layers_that_were_chosen_too_are_not_left_alone(llava_7b):
+    plan = Plan(vision=LoRA(targets=("q_proj",)), language=LoRA())
+    attached = attach(plan, *llava_7b)
+    both, explicit = leak_notes(attached), leak_notes(attached, explicit_only=True)
+    attached.detach()
+    assert both == ["k_proj and v_proj also exist in vision: 48 modules left alone"]
+    assert explicit == []
+
+
+def test_the_last_tower_layer_of_llava_is_unreachable(llava_7b):
+    """`vision_feature_layer=-2`: 1/24 of a vision LoRA never gets a gradient."""
+    attached = attach(Plan(vision=LoRA(), projector=Full(), language=LoRA()), *llava_7b)
+    reach = find_unreachable(attached)
+    counts = [reach.count(attached, name) for name in ("vision", "projector", "language")]
+    attached.detach()
+    assert counts == [7_077_888 * 23 // 24, 20_979_712, 39_976_960]
+    assert all(".encoder.layers.23." in name for name in reach.unreachable)
+
+
+def test_a_plan_that_trains_only_the_dead_layer_reaches_nothing(llava_7b):
+    attached = attach(Plan(vision=LastLayers()), *llava_7b)
+    count = find_unreachable(attached).count(attached, "vision")
+    trainable = len(attached.trainable())
+    attached.detach()
+    assert (count, trainable > 0) == (0, True)
+
+
+SHALLOW = {"text_config": {"num_hidden_layers": 2}, "vision_config": {"depth": 2}}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "layer"),
+    [
+        ("llava_next", {}, ".encoder.layers.23."),
+        ("qwen2_vl", SHALLOW, None),
+        ("qwen2_5_vl", SHALLOW, None),
+    ],
+)
+def test_a_twin_tells_what_is_reachable(model_type, config, layer):
+    unreachable = _reach(model_type, **config).unreachable
+    assert bool(unreachable) == bool(layer)
+    assert all(layer in name for name in unreachable)
+
+
+def test_where_no_twin_runs_reachable_is_not_known():
+    reach = _reach("kosmos-2")
+    assert reach.unreachable is None
+    assert reach.reason
+
+
+def _reach(model_type, **config):
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, **config))
+    plan = Plan(vision=LoRA(), projector=Full(), language=LoRA(targets=("q_proj",)))
+    return find_unreachable(attach(plan, model, find_components(model)))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # Lightning's of jsonargparse, once a process
+def test_plan_json_has_notes_and_reachable(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(llava_7b_config().to_dict()))
+    lora = '[{"class_path": "LoRA", "init_args": {"targets": ["q_proj"]}}]'
+    arguments = [f"--model.base.path={tmp_path}", f"--model.plan.vision={lora}"]
+    assert call("plan", "--json", "--data.train=x.json", *arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["notes"] == ["q_proj also exists in language: 32 modules left alone"]
+    vision = plan["components"]["vision"]
+    assert (vision["trainable"], vision["reachable"]) == (786_432, 786_432 * 23 // 24)
+    assert plan["components"]["language"]["reachable"] == 0
 
 
 def test_component_sizes_follow_from_the_config(llava_7b):

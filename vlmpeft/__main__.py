@@ -15,6 +15,7 @@ fine-tune vision-language models, component by component
   test        score test              --adapter DIR
   predict     write predictions.jsonl --adapter DIR
   plan        what a config trains, without loading weights
+  estimate    bytes and FLOPs of a config, beside full fine-tuning and QLoRA   --gb N
   data        check, template, workbench: look at data, begin a data set, write a built-in one
   doctor      versions, devices, one tiny step
 
@@ -75,6 +76,10 @@ def _lightning(verb: str, args: list[str]) -> None:
         from vlmpeft.planning import show_plan
 
         show_plan(args)
+    elif verb == "estimate":
+        from vlmpeft.estimating import show_estimate
+
+        show_estimate(args)
     else:
         from vlmpeft.cli import run
 
@@ -101,7 +106,7 @@ def _doctor(verb: str, args: list[str]) -> None:
 
 
 VERBS: dict[str, Callable[[str, list[str]], None]] = {
-    **dict.fromkeys(("fit", "validate", "test", "predict", "plan"), _lightning),
+    **dict.fromkeys(("fit", "validate", "test", "predict", "plan", "estimate"), _lightning),
     "data": _data,
     "doctor": _doctor,
 }

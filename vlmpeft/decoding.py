@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.encode import IGNORE
 from vlmpeft.features import FeatureCache, Sample
-from vlmpeft.loss import token_losses
+from vlmpeft.loss import has_encoder, token_losses
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class WholePrompts:
         from transformers import LogitsProcessorList  # seconds, which --help need not wait for
 
         recorder = _BestLogProbability()
-        prompts = self._batch(samples, collate_prompts)
+        apart = has_encoder(self.model)  # the encoder's positions count from the left
+        side: Literal["left", "right"] = "right" if apart else "left"
+        prompts = self._batch(samples, partial(collate_prompts, side=side))
         output = self.model.generate(
             **prompts,
             max_new_tokens=self.limits.max_new_tokens,
@@ -117,13 +120,21 @@ class WholePrompts:
             eos_token_id=list(self.limits.end_ids),
             pad_token_id=self.limits.pad_id,
             logits_processor=LogitsProcessorList([recorder]),
-        )[:, prompts["input_ids"].shape[1] :]
-        rows = torch.stack(recorder.steps, dim=1).tolist()  # (B, steps)
-        return [self._cut(ids, row) for ids, row in zip(output.tolist(), rows, strict=True)]
+        )[:, 1 if apart else prompts["input_ids"].shape[1] :]
+        answers = [self._cut(ids) for ids in output.tolist()]
+        if recorder.steps:
+            rows = torch.stack(recorder.steps, dim=1).tolist()  # (B, steps)
+        else:  # Janus's `generate` drops logits processors
+            given = [
+                (item, encoded.with_answer(*encoded.turns[0], ids))
+                for (item, encoded), ids in zip(samples, answers, strict=True)
+            ]
+            rows = [[-loss for loss in losses] for losses in self.losses(given)]
+        return [(ids, row[: len(ids)]) for ids, row in zip(answers, rows, strict=True)]
 
-    def _cut(self, ids: list[int], row: list[float]) -> tuple[list[int], list[float]]:
+    def _cut(self, ids: list[int]) -> list[int]:
         length = next((n + 1 for n, i in enumerate(ids) if i in self.limits.end_ids), len(ids))
-        return ids[:length], row[:length]
+        return ids[:length]
 
     def _choices(self, sample: Sample, choices: Sequence[list[int]]) -> list[float]:
         if not choices:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmpeft.data.collate import join_pictures
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoded
@@ -41,6 +42,7 @@ class FeatureCache:
             self.image_inputs = set(inspect.signature(self._encode).parameters) - {"kwargs"}
         self._features: dict[Pictures, list[Tensor]] = {}
         self._bytes = 0
+        self._stacks = False  # whether the model takes one tensor (Gemma 3) or a list (Qwen-VL)
 
     def serves(self, samples: Sequence[Sample]) -> bool:
         """Whether the pictures of these samples can be encoded apart from their text."""
@@ -60,22 +62,21 @@ class FeatureCache:
         self._shrink()
         if not features:
             return {}
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}  # type: ignore[arg-type]
+        given: Any = torch.stack(features) if self._stacks else features
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=given)}}
 
     def _add(self, unknown: dict[Pictures, Encoded], device: torch.device) -> bool:
         """Encode pictures; False if the model gives something else than one tensor a picture."""
         assert self._encode is not None
         keys = {key for e in unknown.values() for key in e.model_inputs} & self.image_inputs
-        values = {
-            key: torch.cat([e.model_inputs[key] for e in unknown.values()]).to(device)
-            for key in keys
-        }
+        values = {key: join_pictures(key, list(unknown.values())).to(device) for key in keys}
         output = self._encode(**values, return_dict=True)
         features = output.pooler_output
         plain = set(output) <= {"pooler_output", "last_hidden_state", "hidden_states", "attentions"}
         if not plain or features is None or len(features) != sum(map(len, unknown)):
             self.image_inputs = set()
             return False
+        self._stacks = isinstance(features, Tensor)
         waiting = list(features)
         for key in unknown:
             self._features[key] = [waiting.pop(0) for _ in key]

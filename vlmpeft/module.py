@@ -75,7 +75,7 @@ class VLMModule(pl.LightningModule):
         self.base, self.plan = base, plan
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.gradient_checkpointing, self.self_test = gradient_checkpointing, self_test
-        self.serve_with = serve_with
+        self.serve_with: Engine | None = serve_with
         self.unreachable: tuple[str, ...] = ()
         self.metrics = [build_metric(spec) for spec in metrics]
         self.strict_loading = False

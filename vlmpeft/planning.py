@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from vlmpeft.base import meta_model, resolve_bits
+from vlmpeft.base import NUM_BITS, meta_model, resolve_bits
 from vlmpeft.cli import VLMCLI
 from vlmpeft.components import find_components
 from vlmpeft.data.arguments import Parser
 from vlmpeft.errors import GateFailed
-from vlmpeft.plan import attach
+from vlmpeft.leaks import leak_notes
+from vlmpeft.plan import AttachedPlan, attach
+from vlmpeft.reachability import Reachability, find_unreachable
 from vlmpeft.report import plan_table
 from vlmpeft.servability import ENGINES, Engine, Verdict, judge
 
@@ -43,10 +46,13 @@ def show_plan(args: list[str]) -> None:
         module = PlanCLI("fit", [arg for arg in args if arg != "--json"]).module
         model = meta_model(module.base)
         attached = attach(module.plan, model, find_components(model))
+        reach = find_unreachable(attached)
     verdicts = judge(attached, engine) if engine else {}
     if not as_json:
         console = Console(highlight=False)
         console.print(plan_table(attached))
+        for line in _unreachable_lines(attached, reach):
+            console.print(line, soft_wrap=True)
         for name, verdict in verdicts.items():
             answer = "yes" if verdict.is_loadable else "no"
             console.print(f"{engine}, {name}: {answer}  {verdict.reason}", soft_wrap=True)
@@ -55,12 +61,24 @@ def show_plan(args: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     summary, widths = attached.summary(), resolve_bits(module.base.bits, device)
     for name, component in summary["components"].items():
-        component["bits"] = widths.get(name)
+        width = widths.get(name)
+        component |= {"width": width, "bits": NUM_BITS.get(width or "")}
+        component["reachable"] = reach.count(attached, name)
+    notes = leak_notes(attached)
+    notes += [f"reachable is not known: {reach.reason}"] if reach.unreachable is None else []
     head: dict[str, Any] = {"base": module.base.path, "model_type": model.config.model_type}
     if engine:
         head["for"] = {engine: {name: asdict(verdict) for name, verdict in verdicts.items()}}
-    print(json.dumps(head | summary))  # noqa: T201
+    print(json.dumps(head | summary | {"notes": notes}))  # noqa: T201
     _gate(engine, verdicts)
+
+
+def _unreachable_lines(attached: AttachedPlan, reach: Reachability) -> Iterator[str]:
+    """One line per component of which a part can get no gradient."""
+    for name, component in attached.summary()["components"].items():
+        count, trainable = reach.count(attached, name), component["trainable"]
+        if count is not None and count != trainable:
+            yield f"{name}: {count:,} of {trainable:,} trained parameters can get a gradient"
 
 
 def _engine(args: list[str]) -> tuple[Engine | None, list[str]]:

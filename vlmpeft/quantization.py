@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any
 
@@ -19,7 +20,7 @@ def quantize_linears(
     double_quant: bool,
     compute_dtype: torch.dtype,
 ) -> int:
-    """Replace every linear layer of a component but the output head; returns how many.
+    """Replace every linear layer of a component but those `kept_whole`; returns how many.
 
     One BitsAndBytesConfig has one width, so a component of another width is loaded whole and replaced here.
 
@@ -31,12 +32,12 @@ def quantize_linears(
         double_quant: also quantize the 4-bit blocks' scales.
         compute_dtype: of the products of 4-bit layers.
     """
-    head = model.get_output_embeddings()
+    kept = components.kept_whole()
     found = {
         name: module
         for name, module in model.named_modules()
         if type(module) is nn.Linear
-        and module is not head
+        and name not in kept
         and components.component_of(name) == component
     }
     for name, layer in found.items():
@@ -47,9 +48,8 @@ def quantize_linears(
 
 
 def _4bit(layer: nn.Linear, width: str, double_quant: bool, compute_dtype: torch.dtype) -> Any:
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    new = Linear4bit(
+    nn_4bit: Any = importlib.import_module("bitsandbytes.nn")  # its types are not to be had
+    new = nn_4bit.Linear4bit(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -58,7 +58,7 @@ def _4bit(layer: nn.Linear, width: str, double_quant: bool, compute_dtype: torch
         quant_type=width,
         device="meta",
     )
-    new.weight = Params4bit(
+    new.weight = nn_4bit.Params4bit(
         layer.weight.data,
         requires_grad=False,
         compress_statistics=double_quant,
@@ -69,9 +69,8 @@ def _4bit(layer: nn.Linear, width: str, double_quant: bool, compute_dtype: torch
 
 
 def _int8(layer: nn.Linear) -> Any:
-    from bitsandbytes.nn import Int8Params, Linear8bitLt
-
-    new = Linear8bitLt(
+    nn_int8: Any = importlib.import_module("bitsandbytes.nn")
+    new = nn_int8.Linear8bitLt(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -79,7 +78,7 @@ def _int8(layer: nn.Linear) -> Any:
         threshold=6.0,  # LLM.int8()'s, as transformers has it
         device="meta",
     )
-    new.weight = Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    new.weight = nn_int8.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
     return _finished(new, layer)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmpeft.base import actual_bits
+from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import AttachedPlan, Plan
 from vlmpeft.records import folder_bytes
 
@@ -18,11 +19,16 @@ Metrics = dict[str, dict[str, dict[str, float]]]  # base | tuned -> split -> met
 
 
 def plan_table(attached: AttachedPlan) -> Table:
-    """Component, strategy, modules matched, trainable, share, bits and learning rate of an attached plan."""
+    """Component, strategy, modules matched, trainable, share, bits and learning rate of an attached plan.
+
+    Under it, where its targets would have landed too, had they been matched by suffix.
+    """
     summary, bits = attached.summary(), actual_bits(attached.model, attached.components)
     table = Table(
         title=f"{summary['trainable']:,} of {summary['total']:,} + {summary['added']:,} parameters are trained "
-        f"({summary['percent']} %)"
+        f"({summary['percent']} %)",
+        caption="\n".join(leak_notes(attached, explicit_only=True)),
+        caption_justify="left",
     )
     for column in ("component", "strategy", "modules", "trainable", "%", "bits", "learning rate"):
         table.add_column(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image as Pillow
 
@@ -23,9 +24,11 @@ PLAN = Plan(vision=LoRA(r=2), projector=Full(), language=LoRA(r=2))
 
 
 def draw_pictures(folder: Path) -> Path:
-    """a.png, b.png, c.png: noise of three sizes and shapes."""
+    """a.png, b.png, c.png: noise of three sizes and shapes, the same in every session."""
+    noise = np.random.default_rng(0)
     for name, size in {"a": (56, 56), "b": (112, 56), "c": (70, 150)}.items():
-        Pillow.effect_noise(size, 80).convert("RGB").save(folder / f"{name}.png")
+        grey = noise.normal(128, 80, size[::-1]).clip(0, 255).astype("uint8")
+        Pillow.fromarray(grey).convert("RGB").save(folder / f"{name}.png")
     return folder
 
 

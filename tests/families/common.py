@@ -52,3 +52,10 @@ def redraw(model, std=0.2):
             if parameter.dim() > 1:
                 parameter.normal_(std=std)
     return model
+
+
+def save(folder, model, processor):
+    """Write the folder that `load_base` takes."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -18,7 +18,13 @@ from vlmpeft.shipped import find_shipped
 
 IGNORE = -100
 # processor outputs with one value a token; everything else (pixels, grids) is about pictures
-PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+PER_TOKEN = (
+    "token_type_ids",
+    "mm_token_type_ids",
+    "moe_mm_token_type_ids",  # Ernie 4.5 VL: whose experts
+    "image_embeds_position_mask",  # Kosmos-2
+    "cross_attention_mask",  # Llama 3.2 Vision: (1, T, pictures, tiles) that a token looks at
+)
 # Invisible marks around each answer. They pass through the processor's own image expansion, whatever it
 # is, and are taken out just before tokenization, where their positions become character spans.
 _START, _END = "\ue0f0", "\ue0f1"
@@ -46,14 +52,13 @@ class Encoded:
     def with_answer(self, start: int, end: int, answer: list[int]) -> Encoded:
         """The conversation up to `end` with another answer in [start, end), which alone is supervised.
 
-        Processor outputs with one value a token keep what they say of the prompt; of an answer they say 0.
+        Processor outputs with one value a token keep what they say of the prompt, and say of the whole
+        answer what they said of the first token of the one it replaces.
         """
-        prompt, ids = self.input_ids[:start], torch.tensor(answer)
+        prompt, ids = self.input_ids[:start], torch.tensor(answer, dtype=torch.long)
         labels = torch.cat([torch.full_like(prompt, IGNORE), ids])
         inputs = {
-            key: torch.nn.functional.pad(value[:, :start], (0, len(answer)))
-            if key in PER_TOKEN
-            else value
+            key: _with_length(value, start, len(answer)) if key in PER_TOKEN else value
             for key, value in self.model_inputs.items()
         }
         return Encoded(torch.cat([prompt, ids]), labels, ((start, start + len(answer)),), inputs)
@@ -61,6 +66,17 @@ class Encoded:
     @property
     def num_bytes(self) -> int:
         return sum(t.nbytes for t in (self.input_ids, self.labels, *self.model_inputs.values()))
+
+
+def _single(value: Tensor) -> Tensor:
+    """Pictures in fp32, as towers expect them: Llama 4's processor rounds them to bf16."""
+    return value.float() if value.is_floating_point() else value
+
+
+def _with_length(value: Tensor, start: int, length: int) -> Tensor:
+    """Values of the prompt's tokens (1, T, ...), then `length` times that of the answer's first token."""
+    first = value[:, start : start + 1]
+    return torch.cat([value[:, :start], first.expand(-1, length, *value.shape[2:])], dim=1)
 
 
 class Encoder:
@@ -78,7 +94,8 @@ class Encoder:
         self.processor, self.max_pixels = processor, max_pixels
         limits_itself = max_pixels is not None and _limit_pixels(processor, max_pixels)
         self._open_pixels = None if limits_itself else max_pixels  # scaling twice would round twice
-        self.template = read_template(chat_template) or getattr(processor, "chat_template", None)
+        own = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+        self.template = read_template(chat_template) or own
         if not self.template:
             raise UserError(
                 "the processor has no chat template; give one: --data.chat_template FILE.jinja"
@@ -86,6 +103,8 @@ class Encoder:
         self._tokenizer = _MarkedTokenizer(processor.tokenizer)
         self._marking = copy.copy(processor)
         self._marking.tokenizer = self._tokenizer
+        if hasattr(processor, "qformer_tokenizer"):
+            self._marking.qformer_tokenizer = _QuestionTokenizer(processor.qformer_tokenizer)
         added = processor.tokenizer.added_tokens_decoder
         self._special = {i for i, token in added.items() if token.special} | set(
             processor.tokenizer.all_special_ids
@@ -94,7 +113,9 @@ class Encoder:
     @property
     def image_token_id(self) -> int | None:
         """The token a picture's positions are filled with, if the processor says."""
-        return getattr(self.processor, "image_token_id", None)
+        # a tokenizer that knows is right; Gemma 3's processor means the mark before a picture
+        known = getattr(self.processor.tokenizer, "image_token_id", None)
+        return known if known is not None else getattr(self.processor, "image_token_id", None)
 
     @property
     def end_token_ids(self) -> set[int]:
@@ -149,13 +170,22 @@ class Encoder:
         chat = [_as_chat(message) for message in messages]
         outputs = self._process(self._marked_text(chat, turns), images)
         ids = outputs.pop("input_ids")[0]
-        spans = [self._token_span(ids, start, end) for start, end in self._tokenizer.spans]
+        ahead = len(ids) - len(self._tokenizer.offsets)  # BLIP-2 puts the picture before the text
+        if ahead > 0 and len(images) > 1:
+            raise UserError(
+                f"{type(self.processor).__name__} puts one picture before the text, and there are "
+                f"{len(images)}: the model would not see the others"
+            )
+        found = [self._token_span(ids[ahead:], *span) for span in self._tokenizer.spans]
+        spans = [(start + ahead, end + ahead) for start, end in found]
         labels = torch.full_like(ids, IGNORE)
         for start, end in spans:
             labels[start:end] = ids[start:end]
-        outputs.pop("labels", None)  # PaliGemma's processor has an opinion of its own
+        if outputs.pop("labels", None) is not None and spans and "token_type_ids" in outputs:
+            # PaliGemma's processor, which reads type 0 both ways: an answer of it would see itself
+            outputs["token_type_ids"][:, spans[0][0] :] = 1
         outputs.pop("attention_mask", None)
-        return Encoded(ids, labels, tuple(spans), outputs)
+        return Encoded(ids, labels, tuple(spans), {k: _single(v) for k, v in outputs.items()})
 
     def _render(self, chat: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         from jinja2 import TemplateError
@@ -265,12 +295,27 @@ class _MarkedTokenizer:
         return getattr(self._tokenizer, name)
 
     def __call__(self, text: str | list[str], **kwargs: Any) -> Any:
+        if isinstance(text, str) and _START not in text:
+            return self._tokenizer(text, **kwargs)  # BLIP-2's processor: its image tokens, apart
         (marked,) = [text] if isinstance(text, str) else text
         clean, self.spans = _take_marks(marked)
         encoding = self._tokenizer([clean], **(kwargs | {"return_offsets_mapping": True}))
         offsets = encoding.pop("offset_mapping")[0]
         self.offsets = [(int(a), int(b)) for a, b in offsets]
         return encoding
+
+
+class _QuestionTokenizer:
+    """The tokenizer of a Q-Former, which may read what stands before the first answer and no answer."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: list[str], **kwargs: Any) -> Any:
+        return self._tokenizer([one.partition(_START)[0] for one in text], **kwargs)
 
 
 def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:

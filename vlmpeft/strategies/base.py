@@ -51,10 +51,16 @@ class Component:
         ]
         return max(stacks, key=len, default={})
 
+    def width(self, block: nn.Module) -> int | None:
+        """Of the tokens between layers: what a layer's own normalisation has a weight for; None if it has none."""
+        norms: list[Any] = [m for m in block.children() if "norm" in type(m).__name__.lower()]
+        weights = [n.weight for n in norms if getattr(n, "weight", None) is not None]
+        return weights[0].shape[-1] if weights else None
+
     def match_linears(self, targets: tuple[str, ...] | None) -> dict[str, nn.Linear]:
         """The linear layers that `targets` name: last name parts, full paths, or globs of either.
 
-        None means every linear layer but the output head (QLoRA's choice).
+        None means every linear layer but the output head (QLoRA's choice) and gates of a single output.
 
         Raises:
             UserError: a target that matches nothing in this component; says what the component has.
@@ -62,7 +68,11 @@ class Component:
         linears = self.linears()
         if targets is None:
             head = getattr(self.model, "get_output_embeddings", lambda: None)()
-            linears = {name: module for name, module in linears.items() if module is not head}
+            linears = {
+                name: module
+                for name, module in linears.items()
+                if module is not head and module.out_features > 1
+            }
             if not linears:
                 raise UserError(f"{self.name} has no linear layer to adapt")
             return linears

@@ -87,7 +87,8 @@ class BottleneckAdapter(Strategy):
 
     def attach(self, component: Component) -> Attachment:
         hosts = self._hosts(component)
-        handles = [self._insert(host) for host in hosts.values()]
+        sizes = {name: self._sizes(component, name, host) for name, host in hosts.items()}
+        handles = [self._insert(host, *sizes[name]) for name, host in hosts.items()]
         trainable = tuple(
             name
             for name, _ in component.model.named_parameters()
@@ -114,7 +115,7 @@ class BottleneckAdapter(Strategy):
         modules = dict(component.model.named_modules())
         blocks = component.blocks()
         if not blocks:
-            return {root: modules[root] for root in component.roots if root in modules}
+            return self._roots(component, modules)
         found: dict[str, nn.Module] = {}
         for block in blocks:
             here = {n: modules[f"{block}.{n}"] for n in wanted if f"{block}.{n}" in modules}
@@ -127,21 +128,44 @@ class BottleneckAdapter(Strategy):
             found |= {f"{block}.{name}": module for name, module in here.items()}
         return found
 
-    def _insert(self, host: nn.Module) -> Any:
-        linears = [module for module in host.modules() if isinstance(module, nn.Linear)]
-        if not linears:
+    def _roots(self, component: Component, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+        """The component's roots that have a linear layer; not single tensors, convolutions, normalisations."""
+        found = {root: modules[root] for root in component.roots if root in modules}
+        found = {root: module for root, module in found.items() if _linears(module)}
+        if not found:
             raise UserError(
-                f"BottleneckAdapter: {type(host).__name__} has no linear layer to measure by"
+                f"BottleneckAdapter on {component.name}: none of {', '.join(component.roots)} has a linear layer to "
+                "measure by; take Full"
             )
-        d_out = linears[-1].out_features
-        d_in = linears[0].in_features if self.style == "parallel" else d_out
+        return found
+
+    def _sizes(
+        self, component: Component, name: str, host: nn.Module
+    ) -> tuple[int, int, torch.device]:
+        """(d_in, d_out, device) of an adapter of a host."""
+        block = component.blocks().get(name.rpartition(".")[0])
+        linears = _linears(host)
+        width = component.width(block) if block else None
+        if width is None and not linears:
+            raise UserError(
+                f"BottleneckAdapter on {component.name}: {name} has no linear layer to measure by; take LoRA"
+            )
+        d_out = width or linears[-1].out_features
+        d_in = width or (linears[0].in_features if self.style == "parallel" else d_out)
+        return d_in, d_out, next(host.parameters()).device
+
+    def _insert(self, host: nn.Module, d_in: int, d_out: int, device: torch.device) -> Any:
         b = self.width or max(1, d_out // self.reduction)
-        with torch.device(linears[-1].weight.device):
+        with torch.device(device):
             adapter = Bottleneck(d_in, b, d_out, self.activation, self.bias, self.scale)
         host.add_module(_CHILD, adapter)
         return host.register_forward_hook(
             _parallel if self.style == "parallel" else _sequential, with_kwargs=True
         )
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [part for part in module.modules() if isinstance(part, nn.Linear)]
 
 
 def _sequential(host: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -153,5 +177,11 @@ def _sequential(host: Any, args: Any, kwargs: Any, output: Any) -> Any:
 def _parallel(host: Any, args: Any, kwargs: Any, output: Any) -> Any:
     given = args[0] if args else next(iter(kwargs.values()))
     hidden = output[0] if isinstance(output, tuple) else output
+    d_in = getattr(host, _CHILD).down.in_features
+    if given.shape[-1] != d_in or given.shape[:-1] != hidden.shape[:-1]:
+        raise UserError(
+            f"BottleneckAdapter style=parallel: {type(host).__name__} makes {tuple(hidden.shape)} of "
+            f"{tuple(given.shape)}: it puts several tokens into one, and beside that no adapter fits; take style=pfeiffer"
+        )
     changed = hidden + getattr(host, _CHILD)(given)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -61,7 +61,8 @@ def _plain_lora(wrapper: Any) -> Tensor | None:
     if any(wrapper.lora_bias.values()):
         return None
     (name,) = wrapper.lora_A
-    a, b = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
+    a: Any = wrapper.lora_A[name].weight
+    b: Any = wrapper.lora_B[name].weight
     return wrapper.scaling[name] * (b.float() @ a.float())
 
 

@@ -45,7 +45,7 @@ def attach_tuner(
     try:
         with _targets_as_given():
             tuner = tuner_class(model, config, adapter_name)
-    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         unwrap(model, [target for target in targets if _is_wrapped(model.get_submodule(target))])
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name} on {component.name}: {reason}") from error

@@ -174,15 +174,20 @@ def _register() -> None:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
 ) -> Any:
     """sdpa, behind the module's prefix if it has one."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     prefix = getattr(module, _CHILD, None)
     if prefix is None:
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-    is_causal = kwargs.pop("is_causal", None)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    mask, is_causal = attention_mask, kwargs.pop("is_causal", None)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length, seen = query.shape[2], key.shape[2]
     if mask is None and is_causal and length > 1:

@@ -48,9 +48,13 @@ def insert_visual_prompts(
     root = component.roots[0]
     tower = component.model.get_submodule(root)
     _check(component, tower, blocks)
-    d, device = _width(blocks[0])
-    with torch.device(device):
-        prompts = VisualPrompts(len(blocks) if is_deep else 1, n, d)
+    width = component.width(blocks[0])
+    if width is None:
+        raise UserError(
+            f"PromptTuning on vision: {type(blocks[0]).__name__} has no normalisation to measure by; take LoRA"
+        )
+    with torch.device(next(blocks[0].parameters()).device):
+        prompts = VisualPrompts(len(blocks) if is_deep else 1, n, width)
     tower.add_module(_CHILD, prompts)
     carried: dict[int, Tensor] = {}
     for number, block in enumerate(blocks):
@@ -127,13 +131,6 @@ def _lengthened_mask(mask: Tensor, n: int) -> Tensor:
     if mask.dim() < 3:  # (B, N)
         return mask
     return torch.cat([mask, mask[..., -1:, :].expand(*mask.shape[:-2], n, -1)], -2)
-
-
-def _width(block: nn.Module) -> tuple[int, torch.device]:
-    """Of its tokens: what its normalisation has a weight for."""
-    norm = next(m for m in block.modules() if "norm" in type(m).__name__.lower())
-    weight: Any = norm.weight
-    return weight.shape[-1], weight.device
 
 
 def _check(component: Component, tower: nn.Module, blocks: list[nn.Module]) -> None:

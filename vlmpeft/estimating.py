@@ -1,0 +1,315 @@
+"""`estimate`: bytes and FLOPs of a plan, beside full fine-tuning and QLoRA, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vlmpeft.base import BaseSpec
+from vlmpeft.components import COMPONENTS
+from vlmpeft.config import quiet_libraries
+from vlmpeft.data.arguments import Parser
+from vlmpeft.errors import UserError
+from vlmpeft.estimate import (
+    FULL_FINE_TUNING_BYTES,
+    OPTIMIZER_BYTES,
+    convention_bytes,
+    largest,
+    shortcut_bytes,
+)
+from vlmpeft.forecast import (
+    CHECKPOINTED,
+    PLAIN,
+    Forecast,
+    Load,
+    blank_of,
+    check_length,
+    forecast,
+    full_fine_tuning,
+    most_rank,
+    qlora,
+    rank_of,
+    with_rank,
+)
+from vlmpeft.plan import Plan
+from vlmpeft.planning import PlanCLI
+
+GB = 10**9
+Cases = dict[str, tuple[BaseSpec, Plan]]
+
+
+def show_estimate(args: list[str]) -> None:
+    """Print what a config's plan will take as tables, or with --json as JSON and nothing else.
+
+    Raises:
+        UserError: a value that makes no sense, or a base of which pictures are unknown.
+    """
+    wishes, rest = _wishes(args)
+    with contextlib.redirect_stdout(sys.stderr if wishes.json else sys.stdout):
+        quiet_libraries()
+        sys.argv = sys.argv[:1]
+        cli = PlanCLI("fit", rest)
+    load = _load(cli, wishes)
+    device = torch.device(wishes.device)
+    cases = _cases(cli.module.base, cli.module.plan)
+    found = {name: forecast(*case, load, device) for name, case in cases.items()}
+    kind = CHECKPOINTED if cli.module.gradient_checkpointing else PLAIN
+    report = _report(cli.module, wishes, load, kind, found)
+    if wishes.gb:
+        report["largest"] = _largest(cases, found, load, device, kind, int(wishes.gb * GB))
+    if wishes.json:
+        print(json.dumps(report))  # noqa: T201
+    else:
+        _print(Console(highlight=False), report)
+
+
+def _wishes(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of this verb, and those of a fit."""
+    parser = Parser(prog="estimate", add_help=False)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--gb", type=float)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--answer_tokens", type=int)
+    parser.add_argument("--optimizer", default="adamw", choices=sorted(OPTIMIZER_BYTES))
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, choices=("cpu", "cuda"))
+    wishes, rest = parser.parse_known_args(args)
+    for name in ("gb", "batch", "tokens", "answer_tokens"):
+        value = getattr(wishes, name)
+        if value is not None and value <= 0:
+            raise UserError(f"estimate --{name} {value:g}: give a number above 0")
+    return wishes, rest
+
+
+def _load(cli: Any, wishes: argparse.Namespace) -> Load:
+    """The batch: what the options say, else what the data's settings allow at most."""
+    data = cli.data
+    blank = blank_of(cli.module.base, data.max_pixels, data.chat_template)
+    place = "--tokens" if wishes.tokens else "data.max_length"
+    tokens = wishes.tokens or data.max_length
+    check_length(blank, tokens, place)
+    most = tokens - blank.start
+    answer = wishes.answer_tokens or most
+    if answer > most:
+        raise UserError(
+            f"estimate --answer_tokens {answer}: {place} {tokens} leaves {most} after the picture and the prompt; "
+            "give fewer, or more --tokens"
+        )
+    accumulates = cli.settings.trainer.accumulate_grad_batches > 1
+    batch = wishes.batch or data.batch_size
+    return Load(blank, batch, tokens, answer, accumulates, wishes.optimizer)
+
+
+def _cases(spec: BaseSpec, plan: Plan) -> Cases:
+    return {
+        "plan": (spec, plan),
+        "full": full_fine_tuning(spec),
+        "qlora": qlora(spec, plan),
+    }
+
+
+def _report(
+    module: Any, wishes: argparse.Namespace, load: Load, kind: str, found: dict[str, Forecast]
+) -> dict[str, Any]:
+    plan = found["plan"].summary
+    base = {name: entry["parameters"] for name, entry in plan["components"].items()}
+    total = sum(base.values())
+    return {
+        "base": module.base.path,
+        "device": wishes.device,
+        "batch": load.batch,
+        "tokens": load.tokens,
+        "image_tokens": load.blank.image_tokens,
+        "answer_tokens": load.answer_tokens,
+        "optimizer": load.optimizer,
+        "gradient_checkpointing": kind == CHECKPOINTED,
+        "rank": rank_of(module.plan),
+        "parameters": base,
+        "rows": {name: _row(one) for name, one in found.items()},
+        "conventions": {
+            f"full_{FULL_FINE_TUNING_BYTES}_bytes_a_parameter": convention_bytes(total),
+            "full_vision_frozen_in_bf16": convention_bytes(total - base["vision"], base["vision"]),
+            "bf16_weights": 2 * total,
+            "shortcut": shortcut_bytes(total, plan["added"]),
+            "shortcut_qlora": shortcut_bytes(total, found["qlora"].summary["added"]),
+        },
+    }
+
+
+def _row(one: Forecast) -> dict[str, Any]:
+    return {
+        **{key: one.summary[key] for key in ("trainable", "added", "percent")},
+        "weights": {name: dict(widths) for name, widths in one.static.weights.items()},
+        "weight_bytes": one.static.weight_total,
+        "adapter_bytes": one.static.adapters,
+        "gradient_bytes": one.static.gradients,
+        "optimizer_bytes": one.static.optimizer,
+        "static_bytes": one.static.total,
+        "steps": {kind: asdict(step) for kind, step in one.steps.items()},
+        "peak_bytes": {kind: one.peak(kind) for kind in one.steps},
+        "unknown": one.unknown,
+    }
+
+
+# -- what fits -------------------------------------------------------------------------------------
+
+
+def _largest(
+    cases: Cases,
+    found: dict[str, Forecast],
+    load: Load,
+    device: torch.device,
+    kind: str,
+    limit: int,
+) -> dict[str, Any]:
+    """The largest batch of every case, and the largest rank of the plan, in `limit` bytes."""
+    batches: dict[str, int | None] = {}
+    for name, case in cases.items():
+        size = _size_by_batch(case, found[name], load, device, kind)
+        batches[name] = largest(size, limit) if size else None
+    spec, plan = cases["plan"]
+    now, rank = rank_of(plan), None
+    if now and kind in found["plan"].steps:
+
+        @cache
+        def size_by_rank(r: int) -> int:
+            one = found["plan"] if r == now else None
+            return (one or forecast(spec, with_rank(plan, r), load, device, (kind,))).peak(kind)
+
+        rank = largest(size_by_rank, limit, now, most_rank(spec, plan))
+    return {"bytes": limit, "batch": batches, "rank": rank}
+
+
+def _size_by_batch(
+    case: tuple[BaseSpec, Plan], one: Forecast, load: Load, device: torch.device, kind: str
+) -> Callable[[int], int] | None:
+    """Peak bytes of a batch, on a line through this one and another; both have padding where either does."""
+    if kind not in one.steps:
+        return None
+    here, there = (load.batch, 2) if load.batch > 2 else (2, 4)
+    known = {load.batch: one}
+    low, high = (
+        known.get(n) or forecast(*case, replace(load, batch=n), device, (kind,))
+        for n in (there, here)
+    )
+    slope = (high.steps[kind].peak_bytes - low.steps[kind].peak_bytes) / (here - there)
+
+    def size(batch: int) -> int:
+        peak = low.steps[kind].peak_bytes + math.ceil(slope * (batch - there))
+        step = replace(one.steps[kind], peak_bytes=peak)
+        return replace(one, steps={kind: step}).peak(kind)
+
+    return size
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+_TITLES = {"plan": "plan", "full": "full fine-tuning", "qlora": "QLoRA"}
+
+
+def _print(console: Console, report: dict[str, Any]) -> None:
+    console.print(_header(report), soft_wrap=True)
+    table = Table(title="GB (1e9 bytes)")
+    table.add_column("")
+    for name in report["rows"]:
+        rank = f" r={report['rank'] or 16}" if name == "qlora" else ""
+        table.add_column(_TITLES[name] + rank, justify="right")
+    for label, cells in _lines(report["rows"]):
+        table.add_row(label, *cells)
+    console.print(table)
+    for line in _footer(report):
+        console.print(line, soft_wrap=True)
+
+
+def _header(report: dict[str, Any]) -> str:
+    where = "bf16 autocast on a GPU" if report["device"] == "cuda" else "fp32 on a CPU"
+    return (
+        f"{report['base']}, {sum(report['parameters'].values()):,} parameters, {where}; {report['batch']} conversations "
+        f"of {report['tokens']} tokens, {report['image_tokens']} of them one picture's and "
+        f"{report['answer_tokens']} supervised. Convention: frozen weights at their bits; what is trained in fp32 "
+        f"with an fp32 gradient and {report['optimizer']}'s two fp32 moments, 16 bytes a trained parameter."
+    )
+
+
+def _lines(rows: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for name in COMPONENTS:
+        if any(row["weights"][name] for row in rows.values()):
+            yield f"weights, {name}", [_widths(row["weights"][name]) for row in rows.values()]
+    for label, key in (
+        ("adapters", "adapter_bytes"),
+        ("gradients", "gradient_bytes"),
+        ("optimizer", "optimizer_bytes"),
+    ):
+        yield label, [_gb(row[key]) for row in rows.values()]
+    for kind, suffix in ((PLAIN, ""), (CHECKPOINTED, ", checkpointed")):
+        steps = [row["steps"].get(kind) for row in rows.values()]
+        yield f"activations{suffix}", [_gb(s and s["saved_bytes"]) for s in steps]
+        if kind == PLAIN:
+            yield "logits", [_gb(s and s["logits_bytes"]) for s in steps]
+    for kind, suffix in ((PLAIN, ""), (CHECKPOINTED, ", checkpointed")):
+        yield f"peak of a step{suffix}", [_gb(row["peak_bytes"].get(kind)) for row in rows.values()]
+    yield from _flop_lines(rows)
+
+
+def _flop_lines(rows: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    plain = [row["steps"].get(PLAIN) for row in rows.values()]
+    for name in COMPONENTS:
+        flops = [step and step["forward_flops"].get(name, 0) for step in plain]
+        if any(flops):
+            yield f"TFLOP forward, {name}", [_tera(value) for value in flops]
+    for kind, suffix in ((PLAIN, ""), (CHECKPOINTED, ", checkpointed")):
+        steps = [row["steps"].get(kind) for row in rows.values()]
+        yield f"TFLOP backward{suffix}", [_tera(s and s["backward_flops"]) for s in steps]
+
+
+def _footer(report: dict[str, Any]) -> Iterator[str]:
+    known, rows = report["conventions"], report["rows"]
+    yield (
+        f"full fine-tuning at {FULL_FINE_TUNING_BYTES} bytes a parameter (bf16 weight and gradient, fp32 master weight "
+        f"and two moments): {_gb(known[f'full_{FULL_FINE_TUNING_BYTES}_bytes_a_parameter'])} GB, with vision frozen in bf16 "
+        f"{_gb(known['full_vision_frozen_in_bf16'])} GB"
+    )
+    yield (
+        "the literature's shortcut (half a byte a base parameter, two bytes an adapter parameter): plan "
+        f"{_gb(known['shortcut'])} GB, QLoRA {_gb(known['shortcut_qlora'])} GB; weights and adapters as they are: plan "
+        f"{_gb(_held(rows['plan']))} GB, QLoRA {_gb(_held(rows['qlora']))} GB"
+    )
+    for name, row in rows.items():
+        if row["unknown"]:
+            yield f"{_TITLES[name]}: not everything could be rehearsed: {row['unknown']}"
+    if fits := report.get("largest"):
+        how = "with" if report["gradient_checkpointing"] else "without"
+        batches = ", ".join(f"{_TITLES[n]} {b}" for n, b in fits["batch"].items())
+        yield f"largest batch in {fits['bytes'] / GB:g} GB, {how} checkpointing: {batches}"
+        yield f"largest rank of the plan in {fits['bytes'] / GB:g} GB, batch {report['batch']}: {fits['rank']}"
+
+
+def _held(row: dict[str, Any]) -> int:
+    return row["weight_bytes"] + row["adapter_bytes"]
+
+
+def _widths(widths: dict[str, int]) -> str:
+    return f"{_gb(sum(widths.values()))} {'+'.join(widths)}"
+
+
+def _gb(value: int | None) -> str:
+    """Three decimals from a GB on, else three digits."""
+    if value is None:
+        return "-"
+    return f"{value / GB:.3f}" if value >= GB or not value else f"{value / GB:.3g}"
+
+
+def _tera(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e12:.4g}"
