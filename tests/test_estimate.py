@@ -25,7 +25,8 @@ from vlmpeft.module import VLMModule
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import DoRA, Frozen, Full, LoRA
 
-from .conftest import call
+from .conftest import ROOT, call
+from .families import save_qwen
 from .test_plan import llava_7b_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -48,15 +49,26 @@ def folder(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def load():
+@cache
+def _load():
     return Load(blank_of(BaseSpec(), 401_408), batch=4, tokens=96, answer_tokens=24)
+
+
+@pytest.fixture
+def load():
+    return _load()
 
 
 @cache
 def _on_meta(path):
     model = meta_model(BaseSpec(path=path))
     return model, find_components(model)
+
+
+@cache
+def _forecast(name, kinds):
+    bits, plan = CASES[name]
+    return forecast(BaseSpec(bits=bits), plan, _load(), CPU, kinds)
 
 
 def _static(path, bits, plan=None, device=GPU, double_quant=True):
@@ -110,9 +122,10 @@ def test_conventions_of_the_papers():
 
 def test_a_lora_has_three_fp32_copies_of_each_kind(folder):
     """Decision 4: trainables are fp32, so that there are no master weights beside them."""
-    found = _static(folder, Bits(), Plan(language=LoRA(targets=ATTENTION)))
-    assert found.adapters == found.gradients == 4 * 16_777_216
-    assert found.optimizer == 8 * 16_777_216 + 4 * 256
+    plan = Plan(language=LoRA(targets=("*.language_model.layers.0.self_attn.q_proj",)))
+    found = _static(folder, Bits(), plan)
+    assert found.adapters == found.gradients == 4 * 4096**2 // 128
+    assert found.optimizer == 8 * 4096**2 // 128 + 4 * 2
 
 
 @pytest.mark.parametrize(("width", "bits"), [("nf4", 4.127), ("fp4", 4.127), ("bf16", 16)])
@@ -175,23 +188,36 @@ def _real_step(bits, plan, load, checkpointing=False):
     return held, kept, counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "lora"])
-def test_bytes_of_the_embedded_base_are_those_of_a_real_step(load, name):
-    bits, plan = CASES[name]
-    found = forecast(BaseSpec(bits=bits), plan, load, CPU)
-    for kind in (PLAIN, CHECKPOINTED):
-        held, saved, _ = _real_step(bits, plan, load, kind == CHECKPOINTED)
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("lora", (PLAIN,)),
+        ("lora on nf4", (PLAIN, CHECKPOINTED)),
+        ("full", (PLAIN, CHECKPOINTED)),
+        ("dora, full projector", (PLAIN,)),
+        ("tower too", (CHECKPOINTED,)),
+    ],
+)
+def test_bytes_of_the_embedded_base_are_those_of_a_real_step(load, name, kinds):
+    found = _forecast(name, kinds)
+    for kind in kinds:
+        held, saved, _ = _real_step(*CASES[name], load, kind == CHECKPOINTED)
         step = found.steps[kind]
         assert found.static.total == pytest.approx(held, rel=0.05)
         assert step.saved_bytes + step.logits_bytes == pytest.approx(saved, rel=0.10)
         assert step.peak_bytes > step.saved_bytes + step.logits_bytes
-    plain, less = found.steps[PLAIN], found.steps[CHECKPOINTED]
+
+
+def test_checkpointing_saves_bytes_and_costs_flops():
+    steps = _forecast("lora on nf4", (PLAIN, CHECKPOINTED)).steps
+    plain, less = steps[PLAIN], steps[CHECKPOINTED]
     assert less.saved_bytes < plain.saved_bytes / 4
     assert less.backward_flops > plain.backward_flops
 
 
-@pytest.mark.parametrize("width", ["nf4", "fp4", "int8"])
-@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize(
+    ("width", "double_quant"), [("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)]
+)
 def test_quantized_weights_have_bitsandbytes_own_size(width, double_quant):
     spec = BaseSpec(bits=Bits(vision=width, language=width), double_quant=double_quant)
     model, _, _ = load_base(spec)
@@ -218,9 +244,8 @@ def test_components_may_have_different_quantized_widths():
 
 def test_flops_are_those_that_torch_counts(load):
     """Without attention, which torch's counter has no formula for on a CPU."""
-    bits, plan = CASES["lora"]
-    step = forecast(BaseSpec(bits=bits), plan, load, CPU).steps[PLAIN]
-    _, _, counted = _real_step(bits, plan, load)
+    step = _forecast("lora", (PLAIN,)).steps[PLAIN]
+    _, _, counted = _real_step(*CASES["lora"], load)
     batch, tokens, width, layers = 4, 96, 128, 4
     product = 2 * batch * tokens**2 * width  # of q with k, and of their weights with v
     tower = 2 * 2 * batch * 17**2 * 96 * 3
@@ -230,27 +255,39 @@ def test_flops_are_those_that_torch_counts(load):
     assert {*step.forward_flops} == {"vision", "projector", "language"}
 
 
-def test_forward_of_the_language_model_costs_two_flops_a_weight_and_token(load):
-    few = Load(load.blank, 1, 64, 1)
-    step = forecast(BaseSpec(bits=Bits(language="fp32")), Plan(), few, CPU, (PLAIN,))
-    assert not step.steps  # nothing is trained, so there is no backward pass
-    bits, plan = CASES["dora, full projector"]
-    found = forecast(BaseSpec(bits=bits), plan, few, CPU, (PLAIN,)).steps[PLAIN]
+def test_forward_of_the_language_model_costs_two_flops_a_weight_and_token():
     weights = 4 * (4 * 128 * 128 + 3 * 128 * 352)
-    assert found.forward_flops["language"] > 2 * weights * 64
+    found = _forecast("lora", (PLAIN,)).steps[PLAIN].forward_flops["language"]
+    assert 2 * weights * 4 * 96 < found < 2 * 1.5 * weights * 4 * 96
 
 
 def test_a_frozen_tower_keeps_nothing(load):
-    only_language = forecast(*_spec("lora"), load, CPU, (PLAIN,)).steps[PLAIN]
-    tower_too = forecast(
-        _spec("lora")[0], Plan(vision=LoRA(), language=LoRA()), load, CPU, (PLAIN,)
-    ).steps[PLAIN]
-    assert tower_too.saved_bytes > 1.05 * only_language.saved_bytes
+    tower_too = Plan(vision=LoRA(), language=LoRA())
+    more = forecast(BaseSpec(bits=Bits(language="fp32")), tower_too, load, CPU, (PLAIN,))
+    saved = _forecast("lora", (PLAIN,)).steps[PLAIN].saved_bytes
+    assert more.steps[PLAIN].saved_bytes > 1.05 * saved
 
 
-def _spec(name):
-    bits, plan = CASES[name]
-    return BaseSpec(bits=bits), plan
+def test_a_plan_that_trains_nothing_has_no_step(load):
+    found = forecast(BaseSpec(), Plan(), load, CPU, (PLAIN,))
+    assert (found.steps, found.static.gradients) == ({}, 0)
+    assert "grad" in found.unknown
+
+
+def test_a_qwen_s_picture_follows_from_the_pixel_budget(tmp_path):
+    """28 x 28 pixels a token (Qwen2.5-VL, section 2.1), with and without its processor."""
+    spec = BaseSpec(path=str(save_qwen(tmp_path)), bits=Bits(language="fp32"))
+    plan = Plan(vision=LoRA(r=2), projector=Full(), language=LoRA(r=2))
+    saved = []
+    for _ in range(2):
+        blank = blank_of(spec, 4 * 28 * 4 * 28)
+        assert blank.image_tokens == 16
+        load = Load(blank, 2, 160, 8)
+        saved.append(forecast(spec, plan, load, CPU, (PLAIN,)).steps[PLAIN].saved_bytes)
+        for path in tmp_path.iterdir():
+            if path.name != "config.json":
+                path.unlink()
+    assert saved[0] == pytest.approx(saved[1], rel=0.01)
 
 
 # -- what fits -------------------------------------------------------------------------------------
@@ -267,15 +304,14 @@ def test_largest_is_the_last_that_fits(limit):
     assert largest(size, 10**9, start=8, most=16) == 16
 
 
-def test_the_largest_rank_fits_and_is_no_larger_than_the_layers(load):
-    spec, plan = _spec("lora")
+def test_the_largest_rank_is_no_larger_than_the_layers():
+    spec, plan = BaseSpec(bits=Bits(language="fp32")), CASES["lora"][1]
     most = most_rank(spec, plan)
     assert most == 128
     with pytest.raises(UserError, match="more than"):
-        forecast(spec, with_rank(plan, most + 1), load, CPU)
-    assert forecast(spec, with_rank(plan, most), load, CPU, (PLAIN,)).static.adapters == 8 * (
-        forecast(spec, with_rank(plan, most // 8), load, CPU, (PLAIN,)).static.adapters
-    )
+        _static("tiny", spec.bits, with_rank(plan, most + 1))
+    eighth, whole = (_static("tiny", spec.bits, with_rank(plan, r)) for r in (most // 8, most))
+    assert whole.adapters == 8 * eighth.adapters
 
 
 # -- the verb --------------------------------------------------------------------------------------
@@ -287,19 +323,33 @@ def _estimate(capfd, *args):
     return code, out, err
 
 
-def test_the_verb_prints_json_and_nothing_else(capfd, load):
-    args = ("--config", "lora_r16.yaml", "--batch", 2, "--tokens", 64, "--gb", 0.05, "--json")
-    code, out, _ = _estimate(capfd, *args)
+def _write(folder, config, layers=1, vision_layers=1):
+    config["text_config"]["num_hidden_layers"] = layers
+    config["vision_config"]["num_hidden_layers"] = vision_layers
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"--model.base.path={folder}"
+
+
+def test_the_verb_prints_json_and_nothing_else(capfd, tmp_path):
+    """On the embedded base with one layer, and without its processor."""
+    base = _write(tmp_path, json.loads((ROOT / "vlmpeft/assets/tiny/config.json").read_text()))
+    args = ("--config", "lora_r16.yaml", base, "--batch", 4, "--tokens", 64, "--gb", 0.05)
+    code, out, _ = _estimate(capfd, *args, "--json")
     report = json.loads(out)
-    assert (code, report["batch"], report["tokens"], report["image_tokens"]) == (0, 2, 64, 16)
+    assert (code, report["batch"], report["tokens"], report["image_tokens"]) == (0, 4, 64, 16)
     rows = report["rows"]
     assert {*rows} == {"plan", "full", "qlora"}
-    assert rows["full"]["static_bytes"] == pytest.approx(16 * 1_450_816, rel=0.001)
-    assert rows["plan"]["trainable"] == 94_464
+    total = sum(report["parameters"].values())
+    assert rows["full"]["static_bytes"] == pytest.approx(16 * total, rel=0.001)
+    assert rows["plan"]["trainable"] == 28_928 + 4 * 16 * 256  # projector, and r (d_in + d_out)
     fits = report["largest"]["batch"]["plan"]
-    plan = Plan(projector=Full(), language=LoRA(targets=ATTENTION))
+    spec, plan = (
+        BaseSpec(path=str(tmp_path)),
+        Plan(projector=Full(), language=LoRA(targets=ATTENTION)),
+    )
+    blank = blank_of(spec, 401_408)
     smaller, larger = (
-        forecast(BaseSpec(), plan, Load(load.blank, n, 64, report["answer_tokens"]), CPU, (PLAIN,))
+        forecast(spec, plan, Load(blank, n, 64, report["answer_tokens"]), CPU, (PLAIN,))
         for n in (fits, fits + 1)
     )
     assert smaller.peak(PLAIN) <= 0.05e9 < larger.peak(PLAIN)
@@ -307,11 +357,9 @@ def test_the_verb_prints_json_and_nothing_else(capfd, load):
 
 def test_the_verb_needs_a_config_alone(capfd, tmp_path):
     """LLaVA-1.5-7B's widths with few layers; the sizes of all of them are tested above."""
-    config = llava_7b_config().to_dict()
-    config["text_config"]["num_hidden_layers"] = config["vision_config"]["num_hidden_layers"] = 2
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    args = ("--config", "llava_7b_qlora.yaml", f"--model.base.path={tmp_path}", "--device", "cuda")
-    code, out, _ = _estimate(capfd, *args, "--batch", 1, "--tokens", 640)
+    base = _write(tmp_path, llava_7b_config().to_dict(), vision_layers=2)
+    args = ("--config", "llava_7b_qlora.yaml", base, "--device", "cuda", "--tokens", 640)
+    code, out, _ = _estimate(capfd, *args, "--batch", 1)
     assert code == 0
     for text in (
         "bf16 autocast on a GPU",

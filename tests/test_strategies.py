@@ -155,8 +155,9 @@ def test_trainables_are_the_component_s_own_and_counted(cell):
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(trainable)
     new = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in before.values())
     added = attached.summary()["added"]
-    assert added == (0 if name in IN_PLACE else sum(p.numel() for p in trainable.values()))
-    assert new - added == 0
+    assert added == new
+    ranks = len(attached.attachments) and sum("ranknum" in n for n, _ in model.named_parameters())
+    assert added == (0 if name in IN_PLACE else sum(p.numel() for p in trainable.values()) + ranks)
     assert attached.summary()["total"] == sum(p.numel() for p in before.values())
 
 

@@ -120,16 +120,17 @@ def _from_config(
             "becomes; put preprocessor_config.json, processor_config.json and the tokenizer's files there"
         )
     count = count_tokens(inputs)
-    ids = torch.tensor([1, *[image_id] * count, 1])
+    ids = torch.tensor([1, *[image_id] * count, 1, 1])  # the last begins the answer
     for key in ("mm_token_type_ids", "token_type_ids"):
         if key in takes:
             inputs[key] = (ids == image_id).long().unsqueeze(0)
-    return Blank(Encoded(ids, torch.full_like(ids, IGNORE), (), inputs), len(ids), count, 1, 0)
+    encoded = Encoded(ids, torch.full_like(ids, IGNORE), (), inputs)
+    return Blank(encoded, len(ids) - 1, count, 1, 0)
 
 
 def _picture_inputs(model: Any, max_pixels: int | None) -> dict[str, Tensor] | None:
     """One picture as the towers of LLaVA's and Qwen-VL's kin take it; None of others."""
-    vision = getattr(model.config, "vision_config", None)
+    vision: Any = getattr(model.config, "vision_config", None)
     encode = getattr(model.base_model, "get_image_features", None)
     known = inspect.signature(encode).parameters if encode else {}
     takes = {n for n, p in known.items() if n not in _OPTIONAL or p.default is p.empty} - {"kwargs"}

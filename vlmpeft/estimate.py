@@ -33,7 +33,7 @@ def tensor_bytes(shape: Sequence[int], width: str, double_quant: bool = True) ->
     >>> 8 * tensor_bytes((4096, 4096), "nf4", double_quant=False) / 4096**2 < 4.501
     True
     >>> round(8 * tensor_bytes((4096, 4096), "nf4") / 4096**2, 3)
-    4.128
+    4.127
     """
     count = prod(shape)
     if width in WIDTH_BYTES:

@@ -93,10 +93,10 @@ def forecast(
     static = static_bytes(attached, base_widths, spec.double_quant, load.optimizer)
     summary, sizes = attached.summary(), [FP32 * p.numel() for p in attached.trainable().values()]
     update = sum(sizes) if device.type == "cuda" else 2 * max(sizes, default=0)
-    steps, unknown = {}, ""
+    steps: dict[str, Rehearsed] = {}
+    unknown, stage = "", _stage(spec, attached, base_widths, device)
     try:
-        for kind, step in _rehearsals(_stage(spec, attached, base_widths, device), load, kinds):
-            steps[kind] = step
+        steps.update(_rehearsals(stage, load, kinds))
     except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError) as error:
         unknown = " ".join(str(error).split())[:200]
     return Forecast(static, steps, unknown, summary, update)
@@ -134,12 +134,14 @@ def blank_of(spec: BaseSpec, max_pixels: int | None, chat_template: str | None =
 
 def full_fine_tuning(spec: BaseSpec) -> tuple[BaseSpec, Plan]:
     """Every component trained whole."""
-    return replace(spec, bits=Bits(language="auto")), Plan(Full(), Full(), Full())
+    bits = Bits(language="auto")
+    base = BaseSpec(path=spec.path, bits=bits, revision=spec.revision)
+    return base, Plan(Full(), Full(), Full())
 
 
 def qlora(spec: BaseSpec, plan: Plan) -> tuple[BaseSpec, Plan]:
     """QLoRA (arXiv:2305.14314): the plan's rank on every linear layer of language, nf4 with double quantization."""
-    base = replace(spec, bits=Bits(), double_quant=True)
+    base = BaseSpec(path=spec.path, bits=Bits(), revision=spec.revision)
     return base, Plan(language=LoRA(r=rank_of(plan) or DEFAULT_RANK))
 
 

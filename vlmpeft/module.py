@@ -159,7 +159,10 @@ class VLMModule(pl.LightningModule):
             recompute_activations(self.model)
 
     def _set_modes(self) -> None:
-        """Train mode for components that change, eval for frozen ones (dropout, batch norm)."""
+        """Train mode for components that change, eval for frozen ones (dropout).
+
+        Batch normalisation is always in eval mode: its running statistics are the base's, and no adapter carries them.
+        """
         assert self.attached is not None
         self.model.eval()
         changing = {
@@ -170,6 +173,9 @@ class VLMModule(pl.LightningModule):
                 module = dict(self.model.named_modules()).get(root)
                 if module is not None:
                     module.train()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, batch, rank): a resumed run needs no RNG state."""

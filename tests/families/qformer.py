@@ -95,7 +95,9 @@ def save_kosmos_2(folder):
 def save_kosmos_2_5(folder):
     """Kosmos-2.5: a Pix2Struct tower over patches that carry their row and column."""
     processor = Kosmos2_5Processor(
-        image_processor=Kosmos2_5ImageProcessor(patch_size={"height": 16, "width": 16}),
+        image_processor=Kosmos2_5ImageProcessor(
+            patch_size={"height": 16, "width": 16}, max_patches=64
+        ),
         tokenizer=byte_tokenizer(
             chat_template=WITHOUT,
             bos_token="<s>",

@@ -72,8 +72,8 @@ class AdaLoRA(Strategy):
             total_step=_UNKNOWN,
             target_modules=targets,
         )
-        # PEFT finds AdaLoRA's tensors by name: another component's must not look like them
-        name = f"adalora_{component.name}"
+        # PEFT finds AdaLoRA's tensors by "lora_" and this name: no other tensor's name may hold both
+        name = f"budget_{component.name}"
         attachment, tuner = attach_tuner(self, component, config, targets, name)
         return replace(
             attachment,

@@ -168,15 +168,26 @@ def _linears(module: nn.Module) -> list[nn.Linear]:
     return [part for part in module.modules() if isinstance(part, nn.Linear)]
 
 
-def _sequential(host: Any, args: Any, kwargs: Any, output: Any) -> Any:
+def _tokens(host: nn.Module, output: Any) -> Tensor:
+    """What a host returns, or the first of it."""
     hidden = output[0] if isinstance(output, tuple) else output
+    if not isinstance(hidden, Tensor):
+        raise UserError(
+            f"BottleneckAdapter: {type(host).__name__} is no stack of layers and returns a {type(hidden).__name__}, which "
+            "no adapter can follow; take LoRA"
+        )
+    return hidden
+
+
+def _sequential(host: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    hidden = _tokens(host, output)
     changed = hidden + getattr(host, _CHILD)(hidden)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
 def _parallel(host: Any, args: Any, kwargs: Any, output: Any) -> Any:
     given = args[0] if args else next(iter(kwargs.values()))
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = _tokens(host, output)
     d_in = getattr(host, _CHILD).down.in_features
     if given.shape[-1] != d_in or given.shape[:-1] != hidden.shape[:-1]:
         raise UserError(

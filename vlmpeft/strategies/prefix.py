@@ -107,8 +107,13 @@ def _of_words(
     model: Any, hosts: dict[str, Any], ids: Tensor, fallback: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Keys and values that the base makes of some tokens; noise for layers whose cache is of another kind."""
-    with torch.no_grad():
-        cache = model.eval()(input_ids=ids[None], use_cache=True).past_key_values
+    try:
+        with torch.no_grad():
+            cache = model.eval()(input_ids=ids[None], use_cache=True).past_key_values
+    except (ValueError, TypeError):  # Kosmos and InstructBLIP read no text without a picture
+        return fallback
+    if not hasattr(cache, "layers"):  # of an encoder-decoder
+        return fallback
     starts = {}
     for name, host in hosts.items():
         layer = cache.layers[host.layer_idx]

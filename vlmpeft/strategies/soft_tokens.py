@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ _PER_TOKEN = (
     "mm_token_type_ids",
     "cross_attention_mask",
     "image_embeds_position_mask",
+    "img_input_mask",
 )
 
 
@@ -38,7 +40,8 @@ class SoftTokens(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(start)
         self.filler = filler
-        self._is_reading = False
+        self._is_reading = False  # the host is at the beginning of a sequence
+        self._fills = False  # and embeds fillers
 
     @property
     def n(self) -> int:
@@ -54,7 +57,8 @@ class SoftTokens(nn.Module):
 
     def _lengthen(self, given: dict[str, Any]) -> dict[str, Any]:
         """Room for n more tokens at the left of everything that has one value a token."""
-        if given.get("input_ids") is not None:
+        self._fills = given.get("input_ids") is not None
+        if self._fills:
             given["input_ids"] = F.pad(given["input_ids"], (self.n, 0), value=self.filler)
         elif given.get("inputs_embeds") is not None:
             given["inputs_embeds"] = self._joined(given["inputs_embeds"])
@@ -81,7 +85,7 @@ class SoftTokens(nn.Module):
 
     def after_embedding(self, _embedding: nn.Module, _args: Any, output: Tensor) -> Tensor:
         """Put the vectors in the fillers' place; the host embeds once a sequence."""
-        return self._joined(output[:, self.n :]) if self._is_reading else output
+        return self._joined(output[:, self.n :]) if self._fills else output
 
     def _joined(self, embedded: Tensor) -> Tensor:
         """(B, T, D) -> (B, n + T, D)."""
@@ -90,7 +94,7 @@ class SoftTokens(nn.Module):
     def after_host(self, _host: nn.Module, _args: Any, output: Any) -> Any:
         if not self._is_reading:
             return output
-        self._is_reading = False
+        self._is_reading = self._fills = False
         if isinstance(output, tuple):
             return (output[0][:, self.n :], *output[1:])
         output.last_hidden_state = output.last_hidden_state[:, self.n :]
@@ -108,7 +112,7 @@ def insert_soft_tokens(
         UserError: an encoder-decoder, or there are such tokens already.
     """
     model: Any = component.model
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder:
         raise UserError(
             f"PromptTuning on language: {type(model).__name__} is an encoder-decoder, whose answer would begin after "
             "the prompt; take LoRA"
@@ -118,14 +122,13 @@ def insert_soft_tokens(
     if hasattr(decoder, _CHILD):
         raise UserError("PromptTuning on language stands there already; give one with a larger n")
     soft = SoftTokens(_start(model, embedding, n, start), _filler(model.config))
-    host, is_outer = _host(model, decoder)
+    host = _host(component)
     decoder.add_module(_CHILD, soft)
     handles = [
         host.register_forward_pre_hook(soft.before_host, with_kwargs=True),
         host.register_forward_hook(soft.after_host),
+        embedding.register_forward_hook(soft.after_embedding),
     ]
-    if is_outer:
-        handles.append(embedding.register_forward_hook(soft.after_embedding))
 
     def detach() -> None:
         for handle in handles:
@@ -142,16 +145,16 @@ def insert_soft_tokens(
     )
 
 
-def _host(model: Any, decoder: nn.Module) -> tuple[nn.Module, bool]:
-    """The module that makes masks and positions, and whether it embeds the text itself.
+def _host(component: Component) -> nn.Module:
+    """The module that makes masks and positions.
 
     That is the whole model below its head, where there is such a module (Gemma 3 makes the decoder's masks there), else
-    the decoder, which gets embeddings.
+    the one that holds the decoder's layers: BLIP-2 and Kosmos call nothing above it, or a head with it.
     """
-    outer = model.base_model
-    if outer is model or outer is decoder:
-        return decoder, False
-    return outer, True
+    model: Any = component.model
+    if model.base_model is not model:
+        return model.base_model
+    return model.get_submodule(next(iter(component.blocks())).rsplit(".", 2)[0])
 
 
 def _start(model: Any, embedding: Any, n: int, start: Start) -> Tensor:
@@ -167,6 +170,14 @@ def _start(model: Any, embedding: Any, n: int, start: Start) -> Tensor:
 
 
 def _filler(config: Any) -> int:
-    """A token id that is no picture's, video's or sound's."""
-    taken = {value for key, value in config.to_dict().items() if key.endswith(("_id", "_index"))}
+    """A token id that means nothing: not padding, no picture, video or sound."""
+    taken = set(_special_ids(config.to_dict()))
     return next(i for i in range(len(taken) + 1) if i not in taken)
+
+
+def _special_ids(config: dict[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _special_ids(value)
+        elif str(key).endswith(("_id", "_ids", "_index")):
+            yield from (i for i in (value if isinstance(value, list) else [value]) if i is not None)
