@@ -52,6 +52,8 @@ bench: $(STAMP)  ## the benchmarks, records under results/benchmarks/
 	$(PY) benchmarks/step.py
 	$(PY) benchmarks/fit.py
 	$(PY) benchmarks/cli.py
+	$(PY) benchmarks/strategies.py
+	$(PY) benchmarks/estimate.py
 
 tables: $(STAMP)  ## the tables of README and docs from their records
 	$(PY) scripts/tables.py

@@ -126,6 +126,7 @@ TABLES = {
     "scoring_smol": lambda: benchmark_table("scoring-smol-vlm"),
     "data": lambda: benchmark_table("data"),
     "estimate": lambda: benchmark_table("estimate"),
+    "strategies": lambda: benchmark_table("strategies"),
     "architectures": architectures,
     "conformance": conformance,
 }

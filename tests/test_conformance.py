@@ -15,9 +15,18 @@ FAST = {"qwen2_5_vl": ("LoRA", "DoRA", "IA3", "pfeiffer", "PromptTuning", "Prefi
 KNOWN = {
     # the last Q-Former layer's text half is computed and thrown away: gradients of exact zeros
     "instructblip": tuple(f"{kind} on projector" for kind in KINDS),
-    # PEFT's OFT does not reshape the tiles of a picture
-    "aya_vision": ("OFT on projector",),
+    # no text token chooses its vision experts, and its only bias is the router's, which no gradient reaches
+    "ernie4_5_vl_moe": ("BitFit on language", "LastLayers on language", "Full on language"),
+    # the last of its projector's layers is not read
+    "granite4_vision": ("LastLayers on projector",),
+    # PEFT's OFT does not reshape what has two dimensions of patches
+    **dict.fromkeys(("aya_vision", "cohere2_vision", "lfm2_vl"), ("OFT on projector",)),
+    "got_ocr2": ("OFT on vision",),
 }
+NOT_HERE = (
+    "perception_lm",
+    "kosmos-2.5",
+)  # no batch of two pictures; 4,096 patches a picture, hours
 WIDTHS = {
     "fp32": {},
     "nf4": {"vision": "nf4", "projector": "nf4", "language": "nf4"},
@@ -72,7 +81,7 @@ def test_the_laws_hold_on_some_families(name, shown, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NOT_HERE])
 def test_the_laws_hold_for_every_strategy_on_every_family(name, shown, tmp_path):
     cells = run(name, KINDS, shown, tmp_path)
     RECORDS.mkdir(parents=True, exist_ok=True)

@@ -39,3 +39,13 @@ def test_it_is_refused_without_the_whole_weights(tiny_nf4, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not in the base's files"):
         attach(Plan(language=LoRA(r=4, init="loftq")), model, components)
+
+
+def test_a_refusal_leaves_no_trace(tiny_nf4, tmp_path):
+    model, _, components = tiny_nf4
+    before = [n for n, _ in model.named_modules()]
+    model.name_or_path = str(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError):
+        attach(Plan(language=LoRA(r=4, init="loftq")), model, components)
+    assert [n for n, _ in model.named_modules()] == before

@@ -11,7 +11,7 @@ from vlmpeft.data.encode import Encoder
 from vlmpeft.plan import Plan, attach
 from vlmpeft.records import read_record
 from vlmpeft.self_test import gradient_self_test
-from vlmpeft.strategies import AdaLoRA, Full, LoRA
+from vlmpeft.strategies import AdaLoRA, Full, LastLayers, LoRA
 
 from .conftest import call, llava, write_json
 from .test_encode import Image, talk
@@ -156,3 +156,15 @@ def test_orthogonality_is_part_of_adalora_s_loss(tiny, batch):
         attachment.penalty().backward()
         optimizer.step()
     assert 0 <= attachment.penalty() < 0.2 * first
+
+
+def test_a_plan_of_which_nothing_is_reached_is_a_problem_not_a_traceback(tiny, batch):
+    """LLaVA-1.5 taps the layer before the last of its tower."""
+    model, _, components = tiny
+    model.config.vision_feature_layer = -2
+    attached = attach(Plan(vision=LastLayers(n=1)), model, components)
+    found = gradient_self_test(attached, batch)
+    assert found.problems == (
+        "no trainable tensor gets a gradient: the loss depends on none of them",
+    )
+    assert set(found.unreachable) == set(attached.trainable())

@@ -83,11 +83,12 @@ class Components:
     def kept_whole(self) -> tuple[str, ...]:
         """Modules that are not quantized with their component.
 
-        The output head, as everywhere; and patch embeddings, because towers cast pixels to the dtype of
-        their weight (Ernie 4.5 VL), which is uint8 in 4 bits.
+        The output head, as everywhere; patch embeddings, because towers cast pixels to the dtype of their
+        weight (Ernie 4.5 VL), which is uint8 in 4 bits; and AltUp's coefficients, which Gemma 3n clips in place.
         """
-        patches = {name.rsplit(".", 1)[0] for name in self.parameter_names if "patch_embed" in name}
-        return (*((self.head,) if self.head else ()), *sorted(patches))
+        marks = ("patch_embed", "altup")
+        whole = {n.rsplit(".", 1)[0] for n in self.parameter_names if any(m in n for m in marks)}
+        return (*((self.head,) if self.head else ()), *sorted(whole))
 
     def partition(self) -> dict[str, list[str]]:
         """Component -> its parameter names: total and disjoint; tied parameters once."""

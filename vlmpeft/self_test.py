@@ -49,6 +49,8 @@ def gradient_self_test(attached: AttachedPlan, batch: Mapping[str, Any]) -> Self
 def _problems(
     trainable: Mapping[str, nn.Parameter], first: dict[str, Tensor], second: dict[str, Tensor]
 ) -> Iterator[str]:
+    if not first:
+        yield "no trainable tensor gets a gradient: the loss depends on none of them"
     for name, gradient in first.items():
         if name not in trainable:
             yield f"{name} is frozen and gets a gradient"
@@ -64,7 +66,8 @@ def _gradients(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """Name -> gradient of the mean loss, of every parameter that got one."""
     model.zero_grad(set_to_none=True)
     loss, tokens = supervised_loss(model, dict(batch))
-    (loss / tokens).backward()
+    if loss.requires_grad:  # not if nothing that is trained is on the way to it
+        (loss / tokens).backward()
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found

@@ -146,7 +146,11 @@ def save_deepseek_vl_hybrid(folder):
         image_token_id=processor.image_token_id,
         tie_word_embeddings=False,
     )
-    save(folder, redraw(DeepseekVLHybridForConditionalGeneration(config)), processor)
+    model = redraw(DeepseekVLHybridForConditionalGeneration(config))
+    model.model.high_res_vision_alpha.data.fill_(
+        0.5
+    )  # zero at the start: nothing behind it would train
+    save(folder, model, processor)
 
 
 def save_gemma3n(folder):
@@ -185,4 +189,10 @@ def save_gemma3n(folder):
         audio_token_id=token("<audio>"),
         tie_word_embeddings=False,
     )
-    save(folder, redraw(Gemma3nForConditionalGeneration(config)), processor)
+    model = redraw(Gemma3nForConditionalGeneration(config))
+    for name, parameter in model.named_parameters():
+        if name.endswith(
+            "correct_output_scale"
+        ):  # zero at the start: no gate behind it would train
+            parameter.data.fill_(0.5)
+    save(folder, model, processor)

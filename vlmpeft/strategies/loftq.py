@@ -57,14 +57,14 @@ def _set_factors(layer: Any, residual: Tensor) -> None:
 def _whole_weight(name: str, quantized: Tensor, where: Mapping[str, Any]) -> Tensor:
     """A target's weight before quantization.
 
-    Checkpoints name modules otherwise than the loaded model does, so candidates end alike and the values decide.
+    Checkpoints name modules otherwise than the loaded model does, so the values decide, and names that end alike come first.
     """
     leaf = name.split(".")
     ending = ".".join([*leaf[-4:], "weight"]) if len(leaf) > 4 else f"{leaf[-1]}.weight"
     shape = list(quantized.shape)
-    for key, file in where.items():
-        if key.endswith(ending) and list(file.get_slice(key).get_shape()) == shape:
-            weight = file.get_tensor(key).to(quantized)
+    for key in sorted(where, key=lambda key: not key.endswith(ending)):
+        if list(where[key].get_slice(key).get_shape()) == shape:
+            weight = where[key].get_tensor(key).to(quantized)
             if (weight - quantized).norm() < _ALIKE * weight.norm():
                 return weight
     raise UserError(

@@ -71,7 +71,11 @@ class LoRA(Strategy):
         config = self._config(settings)
         plain = self.init not in _CHANGES_BASE and plain_peft_keeps_targets(component.model, config)
         attachment, _ = attach_tuner(self, component, config, list(layers))
-        self._start(component, list(layers))
+        try:
+            self._start(component, list(layers))
+        except UserError:
+            attachment.detach()
+            raise
 
         def detach() -> None:
             attachment.detach()

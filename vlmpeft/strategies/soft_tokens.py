@@ -19,6 +19,7 @@ _CHILD = "soft_tokens"
 _PER_TOKEN = (
     "token_type_ids",
     "mm_token_type_ids",
+    "moe_mm_token_type_ids",
     "cross_attention_mask",
     "image_embeds_position_mask",
     "img_input_mask",

@@ -115,7 +115,14 @@ def _lengthened(
         given[names[0]] = torch.cat([hidden, more], 1)
         if isinstance(mask := given.get("attention_mask"), Tensor):
             given["attention_mask"] = _lengthened_mask(mask, n)
-        output = forward(**given)
+        try:
+            output = forward(**given)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # positions that its signature does not show
+            raise UserError(
+                f"PromptTuning on vision: {type(block).__name__} takes no more tokens than the picture has ({error}); take LoRA"
+            ) from error
         whole = output[0] if isinstance(output, tuple) else output
         keep(whole[:, length:])
         short = whole[:, :length]
