@@ -10,7 +10,13 @@ from .families.checks import Subject, draw_pictures
 from .laws import COMPONENTS, KINDS, Bench, run_cell
 
 RECORDS = ROOT / "results/conformance"
-FAST = {"qwen2_5_vl": ("LoRA", "DoRA", "IA3", "pfeiffer", "PromptTuning", "PrefixTuning", "Full")}
+FAST = {
+    "qwen2_5_vl": ("LoRA", "DoRA", "IA3", "pfeiffer", "PromptTuning", "PrefixTuning", "Full"),
+    "gemma3": ("PromptTuning", "PrefixTuning"),
+    "blip-2": ("PromptTuning",),
+    "mllama": ("LoRA", "PrefixTuning"),
+    "gemma3n": ("LoRA",),
+}
 # cells that break a law, by what their names begin with; docs/conformance.md has the reasons
 KNOWN = {
     # the last Q-Former layer's text half is computed and thrown away: gradients of exact zeros
@@ -21,7 +27,8 @@ KNOWN = {
     "granite4_vision": ("LastLayers on projector",),
     # PEFT's OFT does not reshape what has two dimensions of patches
     **dict.fromkeys(("aya_vision", "cohere2_vision", "lfm2_vl"), ("OFT on projector",)),
-    "got_ocr2": ("OFT on vision",),
+    **dict.fromkeys(("got_ocr2", "deepseek_vl_hybrid"), ("OFT on vision",)),
+    "kimi_k25": ("OFT on language",),
 }
 NOT_HERE = (
     "perception_lm",
