@@ -108,9 +108,9 @@ def _rank(entry: dict) -> str:
 
 
 def attached_rows() -> list[Row]:
-    from vlmpeft.strategies import IA3, DoRA, Full, LoRA
+    from vlmpeft.strategies import IA3, DoRA, Full, LoRA, PrefixTuning
 
-    lora, full = LoRA(r=128), Full()
+    lora, full, prefix = LoRA(r=128), Full(), PrefixTuning(n=20)
     return [
         attached(
             DORA,
@@ -134,6 +134,10 @@ def attached_rows() -> list[Row]:
             32000,
             Plan(language=lora, projector=full),
         ),
+        attached(ZHOU, "Prefix n=20", "0.074 %", 32000, Plan(language=prefix)),
+        attached(
+            ZHOU, "Prefix n=20, connector", "0.371 %", 32000, Plan(language=prefix, projector=full)
+        ),
         attached(ZHOU, "IA3, connector", "0.306 %", 32000, Plan(language=IA3(), projector=full)),
         attached(
             "VeRA (Kopiczko et al. 2024) and QLoRA (Dettmers et al. 2023), 7B LLaMA",
@@ -154,11 +158,9 @@ def closed(
 def zhou_rows() -> list[Row]:
     """Methods on the language model of LLaVA-7B; the connector is trained or not."""
     adapter = 32 * 3 * 2 * 4096 * 256
-    prefix = 20 * 32 * 2 * 4096
     rows = []
     for name, added, formula, alone, both in (
         ("Adapter b=256", adapter, "32 layers x 3 x 2 d b, no bias", "2.771 %", "3.060 %"),
-        ("Prefix n=20", prefix, "n L 2 d_kv", "0.074 %", "0.371 %"),
     ):
         whole = ZHOU_BASE + added
         rows += [

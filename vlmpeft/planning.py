@@ -15,6 +15,7 @@ from rich.console import Console
 from vlmpeft.base import NUM_BITS, meta_model, resolve_bits
 from vlmpeft.cli import VLMCLI
 from vlmpeft.components import find_components
+from vlmpeft.config import quiet_libraries
 from vlmpeft.data.arguments import Parser
 from vlmpeft.errors import GateFailed
 from vlmpeft.leaks import leak_notes
@@ -42,15 +43,18 @@ def show_plan(args: list[str]) -> None:
     as_json = "--json" in args
     engine, args = _engine(args)
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        quiet_libraries()
         sys.argv = sys.argv[:1]
         module = PlanCLI("fit", [arg for arg in args if arg != "--json"]).module
         model = meta_model(module.base)
         attached = attach(module.plan, model, find_components(model))
         reach = find_unreachable(attached)
     verdicts = judge(attached, engine) if engine else {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    widths = resolve_bits(module.base.bits, device)
     if not as_json:
         console = Console(highlight=False)
-        console.print(plan_table(attached))
+        console.print(plan_table(attached, widths))
         for line in _unreachable_lines(attached, reach):
             console.print(line, soft_wrap=True)
         for name, verdict in verdicts.items():
@@ -58,8 +62,7 @@ def show_plan(args: list[str]) -> None:
             console.print(f"{engine}, {name}: {answer}  {verdict.reason}", soft_wrap=True)
         _gate(engine, verdicts)
         return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    summary, widths = attached.summary(), resolve_bits(module.base.bits, device)
+    summary = attached.summary()
     for name, component in summary["components"].items():
         width = widths.get(name)
         component |= {"width": width, "bits": NUM_BITS.get(width or "")}

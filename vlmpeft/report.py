@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ from vlmpeft.records import folder_bytes
 Metrics = dict[str, dict[str, dict[str, float]]]  # base | tuned -> split -> metric -> value
 
 
-def plan_table(attached: AttachedPlan) -> Table:
+def plan_table(attached: AttachedPlan, widths: Mapping[str, str] | None = None) -> Table:
     """Component, strategy, modules matched, trainable, share, bits and learning rate of an attached plan.
 
     Under it, where its targets would have landed too, had they been matched by suffix.
+
+    Args:
+        attached: a plan on a model.
+        widths: component -> width, of a model without weights; else what the weights really are.
     """
-    summary, bits = attached.summary(), actual_bits(attached.model, attached.components)
+    summary = attached.summary()
+    bits = widths or actual_bits(attached.model, attached.components)
     table = Table(
         title=f"{summary['trainable']:,} of {summary['total']:,} + {summary['added']:,} parameters are trained "
         f"({summary['percent']} %)",
