@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -103,12 +104,8 @@ def _listed(cells: dict, kind: str) -> str:
 
 def _without_names(reason: str) -> str:
     """Reasons that differ in what a model calls its layers are one."""
-    return (
-        reason.split("; it has ")[0]
-        .split(" (first: ")[0]
-        .split(": model.")[0][:200]
-        .replace("|", "/")
-    )
+    short = reason.split("; it has ")[0].split(" (first: ")[0].split(": model.")[0]
+    return textwrap.shorten(short.replace("|", "/"), 200, placeholder=" ...")
 
 
 def _shortened(names: list[str]) -> str:
