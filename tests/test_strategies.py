@@ -10,6 +10,7 @@ from vlmpeft.data.encode import Encoder
 from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
+from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (
     IA3,
     AdaLoRA,
@@ -251,6 +252,37 @@ def test_the_laws_on_a_4_bit_base(quantized_cell, batch):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     if name not in NO_IDENTITY:
         torch.testing.assert_close(logits(model, batch), attached_start, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["lora", "rslora", "dora", "ia3", "pfeiffer", "houlsby", "parallel"]
+)
+@pytest.mark.parametrize("component", ["vision", "language"])
+def test_the_laws_on_an_8_bit_base(name, component, batch):
+    """Gradients where planned and the same after an evaluation, the base unchanged, the answer too at the start."""
+    loaded = load_base(BaseSpec(bits=Bits(vision="int8", language="int8")))
+    start = logits(loaded[0], batch)
+    _, _, attached, model, before = _cell(name, component, loaded)
+    torch.testing.assert_close(logits(model, batch), start, rtol=1e-4, atol=1e-3)
+    found = gradient_self_test(attached, batch)
+    assert not found.problems
+    assert attached.trainable().keys() - set(found.unreachable)
+    attached.detach()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert torch.equal(logits(model, batch), start)
+
+
+@every_cell
+def test_no_graph_is_built_in_a_frozen_tower(cell, batch):
+    """Nothing upstream is trained, so the tower's output needs no gradient."""
+    _, component, attached, model, _ = cell
+    seen = []
+    handle = model.model.vision_tower.register_forward_hook(
+        lambda _module, _args, output: seen.append(output.last_hidden_state.requires_grad)
+    )
+    supervised_loss(model.train(), batch)
+    handle.remove()
+    assert seen == [component == "vision" and bool(attached.trainable())]
 
 
 def test_components_may_have_different_strategies_at_once(tiny, batch, tmp_path):

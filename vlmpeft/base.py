@@ -14,7 +14,7 @@ from torch import nn
 
 from vlmpeft.components import PLANNED, Components, count_by_component, find_components
 from vlmpeft.errors import UserError
-from vlmpeft.quantization import quantize_linears, silence_casts
+from vlmpeft.quantization import keep_int8_statistics, quantize_linears, silence_casts
 from vlmpeft.torchvision_ops import declare_torchvision_ops
 
 Width = Literal["auto", "fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
@@ -146,6 +146,7 @@ def load_base(spec: BaseSpec, device: torch.device | str = "cpu") -> tuple[Any, 
             setattr(model, f"is_loaded_in_{NUM_BITS[width]}bit", True)
     _set_unquantized_dtypes(model, widths, components)
     _keep_backward_exact_on_cpu(model)
+    keep_int8_statistics(model)
     silence_casts()
     model.requires_grad_(False).eval()
     return model, load_processor(spec), components

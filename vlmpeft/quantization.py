@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from types import MethodType
 from typing import Any
 
 import torch
@@ -90,3 +91,20 @@ def _finished(new: Any, layer: nn.Linear) -> Any:
 def silence_casts() -> None:
     """Bitsandbytes says at every call of an int8 layer that it casts its input to 16 bits."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+def keep_int8_statistics(model: nn.Module) -> None:
+    """Let int8 weights keep their scales when a forward reads them.
+
+    The first forward moves them from the weight to the layer's state; PEFT's DoRA then makes a new weight without any, and
+    the next forward fails (bitsandbytes 0.50, peft 0.21, on a CPU).
+    """
+    for module in model.modules():
+        if hasattr(module, "init_8bit_state"):
+            setattr(module, "init_8bit_state", MethodType(_read_statistics, module))  # noqa: B010
+
+
+def _read_statistics(layer: Any) -> None:
+    layer.state.CB = layer.weight.CB
+    if layer.weight.SCB is not None:
+        layer.state.SCB = layer.weight.SCB
