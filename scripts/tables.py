@@ -15,18 +15,13 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from matrices import architectures, conformance
+from matrices import architectures, conformance, markdown
 
 ROOT = Path(__file__).parent.parent
 
 
 def read(path: str) -> dict:
     return json.loads((ROOT / path).read_text())
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def spread(values: list[float]) -> str:

@@ -20,7 +20,6 @@ from vlmpeft.strategies import (
     AdaLoRA,
     BitFit,
     BottleneckAdapter,
-    Component,
     DoRA,
     Full,
     LastLayers,
@@ -309,7 +308,3 @@ def _restored(bench: Bench, start: float) -> None:
     assert all(torch.equal(now[n], p) for n, p in bench.before.items())
     assert not any(p.requires_grad for p in now.values())
     assert bench.loss() == start
-
-
-def blocks_of(bench: Bench, component: str) -> int:
-    return len(Component(component, bench.model, bench.components).blocks())

@@ -214,3 +214,18 @@ def test_a_folder_without_weights_is_one_line(tmp_path):
         shutil.copy(f"{base_dir('tiny')}/{name}", tmp_path)
     with pytest.raises(UserError, match="cannot be loaded"):
         load_base(BaseSpec(path=str(tmp_path)))
+
+
+def test_batch_normalisation_of_a_trained_component_stays_in_eval_mode(tiny):
+    """Its running statistics are the base's, and no adapter carries them."""
+    from vlmpeft.module import VLMModule
+
+    model, _, components = tiny
+    model.model.vision_tower.norm = nn.BatchNorm1d(4)
+    module = VLMModule(plan=Plan(vision=LoRA(r=2)))
+    module.model, module.components = model, components
+    module.attached = attach(module.plan, model, components)
+    module._set_modes()
+    assert model.model.vision_tower.training
+    assert not model.model.vision_tower.norm.training
+    assert not model.model.language_model.training

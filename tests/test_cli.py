@@ -148,6 +148,14 @@ def test_overrides_reach_the_plan(monkeypatch):
     assert module.base.bits.language == "fp32"
 
 
+def test_a_strategy_that_nothing_else_imports_is_known_by_its_short_name(tmp_path):
+    """jsonargparse knows the classes that are imported; in a process of its own, or another test has done it."""
+    merged = "{class_path: Merged, init_args: {adapters: [nowhere]}}"
+    done = vlmpeft("plan", "--config=lora_r16.yaml", f"--model.plan.vision={merged}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "adapter nowhere: there is no manifest.json" in done.stderr
+
+
 def test_plan_prints_nothing_but_json_on_stdout(capsys, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(llava_7b_config().to_dict()))
     monkeypatch.chdir(tmp_path)

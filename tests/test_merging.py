@@ -1,5 +1,7 @@
 """Merge rules against the golden vectors of their definitions, and a merge as a strategy."""
 
+import json
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from vlmpeft.merging.merged import Merged
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import BottleneckAdapter, DoRA, Full, LoRA
 
-from .conftest import randomize
+from .conftest import call, randomize
 from .test_strategies import batch, logits  # noqa: F401  a fixture
 
 BASE = BaseSpec(bits=Bits(language="fp32"))
@@ -23,36 +25,26 @@ TASKS = torch.tensor(
     ],
     dtype=torch.float64,
 )
+MEAN = [
+    -0.183333,
+    0.216667,
+    0.116667,
+    0.753333,
+    -0.3,
+    -0.116667,
+    -0.333333,
+    -0.1,
+    0.033333,
+    -0.21,
+]
 GOLDEN = {
     "mean": (
         average(TASKS),
-        [
-            -0.183333,
-            0.216667,
-            0.116667,
-            0.753333,
-            -0.3,
-            -0.116667,
-            -0.333333,
-            -0.1,
-            0.033333,
-            -0.21,
-        ],
+        MEAN,
     ),
     "linear": (
         linear(TASKS),
-        [
-            -0.183333,
-            0.216667,
-            0.116667,
-            0.753333,
-            -0.3,
-            -0.116667,
-            -0.333333,
-            -0.1,
-            0.033333,
-            -0.21,
-        ],
+        MEAN,
     ),
     "task arithmetic": (
         task_arithmetic(TASKS, lam=0.4),
@@ -172,3 +164,17 @@ def test_what_has_no_dw_is_refused_by_name(tiny, adapters):
     with pytest.raises(UserError, match="BottleneckAdapter on language is no change of weights"):
         attach(Plan(language=merged), model, components)
     assert not any("lora" in n or "bottleneck" in n for n, _ in model.named_parameters())
+
+
+def test_a_merge_is_scored_from_a_config_as_the_adapter_itself_is(adapters, tmp_path, capsys):
+    """`test` without --adapter scores what the plan is before training: the base, and a merge on it."""
+    bits = "--model.base.bits.language=fp32"
+    merged = f"{{class_path: Merged, init_args: {{adapters: [{adapters['lora']}], rule: average}}}}"
+    plan = [f"--model.plan.{name}={merged}" for name in ("projector", "language")]
+    losses = []
+    for args in (["--adapter", adapters["lora"]], plan, ["--model.plan.language=LoRA"]):
+        capsys.readouterr()
+        assert call("test", "--config=lora_r16.yaml", bits, *args) == 0
+        losses.append(json.loads(capsys.readouterr().out.splitlines()[-1])["test/loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-2)

@@ -31,6 +31,7 @@ from vlmpeft.records import (
     write_json,
     write_predictions,
 )
+from vlmpeft.registry import STRATEGIES, import_all
 from vlmpeft.report import group_table, headlines
 from vlmpeft.scoring import score_loader
 
@@ -68,6 +69,7 @@ class VLMCLI(LightningCLI):
 
     def __init__(self, verb: str, args: list[str]):
         self.verb = verb
+        import_all(STRATEGIES)
         super().__init__(
             VLMModule,
             VLMData,
@@ -336,7 +338,7 @@ class VLMCLI(LightningCLI):
         if adapter:
             use_adapter(adapter, self.module)
         else:
-            self.module.plan = type(self.module.plan)()
+            self.module.plan = self.module.plan.untrained()
         self.module.scorer = make_scorer(self.module, self.data, adapter)
 
     def _out_dir(self) -> Path:

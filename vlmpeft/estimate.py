@@ -81,14 +81,14 @@ def _quantized_weights(
         return {}
     main = "int8" if config.load_in_8bit else config.bnb_4bit_quant_type
     skip = [*config.llm_int8_skip_modules, *(getattr(model, "_keep_in_fp32_modules", None) or ())]
-    found = {}
+    found, kept = {}, components.kept_whole()
     for name, module in model.named_modules():
         if type(module) is not nn.Linear:
             continue
         width = wanted.get(components.component_of(name), "")
         if should_convert_module(name, skip):
             found[module.weight] = main
-        elif width in QUANTIZED and width != main and name not in components.kept_whole():
+        elif width in QUANTIZED and width != main and name not in kept:
             found[module.weight] = width
     return found
 

@@ -36,6 +36,10 @@ class Plan:
         value = getattr(self, component)
         return list(value) if isinstance(value, (list, tuple)) else [value]
 
+    def untrained(self) -> Plan:
+        """What of the plan there is before any training: merges stay."""
+        return Plan(*([s for s in self.of(f.name) if not s.trains] for f in fields(self)))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data: component -> [{class_path, init_args}]."""
         return {

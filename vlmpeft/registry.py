@@ -58,6 +58,12 @@ def resolve(name: str, names: dict[str, str]) -> Any:
         raise UserError(f"{name} cannot be imported: {error}") from error
 
 
+def import_all(names: dict[str, str]) -> None:
+    """Import what short names stand for: a parser knows a class by its short name once it is imported."""
+    for name in names:
+        resolve(name, names)
+
+
 def short_name(cls: type, names: dict[str, str]) -> str:
     """The short name of a registered class, else its dotted path: the inverse of `resolve`."""
     path = f"{cls.__module__}.{cls.__qualname__}"

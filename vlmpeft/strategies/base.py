@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 from torch import Tensor, nn
 
@@ -167,9 +167,12 @@ class Attachment:
 class Strategy(ABC):
     """What is done to one component. Subclasses are frozen dataclasses: config and behaviour at once.
 
-    A subclass may have a `learning_rate`. This class is no dataclass on purpose: jsonargparse accepts
+    A subclass may have a `learning_rate`. One that trains nothing and changes what the component is says `trains = False`:
+    it stays where a plan is scored without an adapter. This class is no dataclass on purpose: jsonargparse accepts
     subclasses by `class_path` only where the declared type is not one.
     """
+
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def attach(self, component: Component) -> Attachment:

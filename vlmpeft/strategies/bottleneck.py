@@ -87,7 +87,12 @@ class BottleneckAdapter(Strategy):
 
     def attach(self, component: Component) -> Attachment:
         hosts = self._hosts(component)
-        sizes = {name: self._sizes(component, name, host) for name, host in hosts.items()}
+        blocks = component.blocks()
+        sizes = {}
+        for name, host in hosts.items():
+            block = blocks.get(name.rpartition(".")[0])
+            width = component.width(block) if block else None
+            sizes[name] = self._sizes(f"{component.name}: {name}", host, width)
         handles = [self._insert(host, *sizes[name]) for name, host in hosts.items()]
         trainable = tuple(
             name
@@ -140,15 +145,13 @@ class BottleneckAdapter(Strategy):
         return found
 
     def _sizes(
-        self, component: Component, name: str, host: nn.Module
+        self, where: str, host: nn.Module, width: int | None
     ) -> tuple[int, int, torch.device]:
-        """(d_in, d_out, device) of an adapter of a host."""
-        block = component.blocks().get(name.rpartition(".")[0])
+        """(d_in, d_out, device) of a host's adapter: the width between layers, or by its own linear layers."""
         linears = _linears(host)
-        width = component.width(block) if block else None
         if width is None and not linears:
             raise UserError(
-                f"BottleneckAdapter on {component.name}: {name} has no linear layer to measure by; take LoRA"
+                f"BottleneckAdapter on {where} has no linear layer to measure by; take LoRA"
             )
         d_out = width or linears[-1].out_features
         d_in = width or (linears[0].in_features if self.style == "parallel" else d_out)

@@ -128,11 +128,11 @@ def _hosts(component: Component) -> dict[str, Any]:
     Raises:
         UserError: there is none, or they do not attend by transformers' exchangeable functions with sdpa.
     """
-    modules = dict(component.model.named_modules())
+    blocks = tuple(f"{block}." for block in component.blocks())
     found: dict[str, Any] = {
         name: module
-        for name, module in modules.items()
-        if any(name.startswith(f"{block}.") for block in component.blocks())
+        for name, module in component.model.named_modules()
+        if name.startswith(blocks)
         and "attn" in name.rsplit(".", 1)[-1].replace("attention", "attn")
         and "cross" not in name
         and hasattr(module, "config")
