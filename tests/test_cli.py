@@ -148,6 +148,24 @@ def test_overrides_reach_the_plan(monkeypatch):
     assert module.base.bits.language == "fp32"
 
 
+@pytest.mark.parametrize(
+    ("strategy", "field"),
+    [
+        *((name, "targets") for name in ("LoRA", "DoRA", "AdaLoRA", "VeRA", "IA3", "Peft")),
+        ("IA3", "feedforward"),
+        ("Merged", "adapters"),
+    ],
+)
+def test_a_list_in_yaml_is_the_tuple_that_the_strategy_declares(monkeypatch, strategy, field):
+    from vlmpeft.planning import PlanCLI
+
+    monkeypatch.setattr(sys, "argv", ["vlmpeft"])
+    value = json.dumps({"class_path": strategy, "init_args": {field: ["a", "b"]}})
+    args = ["--config", str(ROOT / "configs/lora_r16.yaml"), f"--model.plan.vision={value}"]
+    (built,) = PlanCLI("fit", args).module.plan.of("vision")
+    assert getattr(built, field) == ("a", "b")
+
+
 def test_a_strategy_that_nothing_else_imports_is_known_by_its_short_name(tmp_path):
     """jsonargparse knows the classes that are imported; in a process of its own, or another test has done it."""
     merged = "{class_path: Merged, init_args: {adapters: [nowhere]}}"

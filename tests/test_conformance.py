@@ -15,7 +15,6 @@ FAST = {
     "gemma3": ("PromptTuning", "PrefixTuning"),
     "blip-2": ("PromptTuning",),
     "mllama": ("LoRA", "PrefixTuning"),
-    "gemma3n": ("LoRA",),
 }
 # cells that break a law, by what their names begin with; docs/conformance.md has the reasons
 KNOWN = {

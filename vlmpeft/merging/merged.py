@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Merged(Strategy):
         lam: of task_arithmetic and ties: scale of the result.
     """
 
-    trains: ClassVar[bool] = False
+    trains = False
     adapters: tuple[str, ...] = ()
     rule: Literal["average", "linear", "task_arithmetic", "ties"] = "ties"
     weights: tuple[float, ...] | None = None

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -172,7 +172,8 @@ class Strategy(ABC):
     subclasses by `class_path` only where the declared type is not one.
     """
 
-    trains: ClassVar[bool] = True
+    # not annotated: beside a ClassVar jsonargparse leaves lists where a field says tuple
+    trains = True
 
     @abstractmethod
     def attach(self, component: Component) -> Attachment:
