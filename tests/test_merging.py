@@ -10,8 +10,10 @@ from vlmpeft.base import BaseSpec, Bits, load_base, origin
 from vlmpeft.errors import UserError
 from vlmpeft.merging import average, linear, task_arithmetic, ties
 from vlmpeft.merging.merged import Merged
+from vlmpeft.merging.operands import read_operand
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import BottleneckAdapter, DoRA, Full, LoRA
+from vlmpeft.strategies.low_rank import dense
 
 from .conftest import call, randomize
 from .test_strategies import batch, logits  # noqa: F401  a fixture
@@ -135,13 +137,9 @@ def test_strategies_of_different_kinds_and_ranks_merge(tiny, adapters, batch):  
     ours = logits(model, batch)
     found = attached.deltas()
     attached.detach()
-    from vlmpeft.adapters import component_deltas
-    from vlmpeft.strategies import Component
-
-    language = Component("language", model, components)
-    parts = [component_deltas(folder, language) for folder in three]
+    parts = [read_operand(folder, model, components, ("language",)).deltas for folder in three]
     name = "model.language_model.layers.1.self_attn.v_proj.weight"
-    by_hand = 0.5 * parts[0][name] + 0.3 * parts[1][name] + 0.2 * parts[2][name]
+    by_hand = sum(w * dense(part[name]) for w, part in zip((0.5, 0.3, 0.2), parts, strict=True))
     torch.testing.assert_close(found[name], by_hand)
     assert (ours - plain).abs().max() > 1e-2
 

@@ -16,7 +16,6 @@ from vlmpeft import __version__
 from vlmpeft.components import Components
 from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan, Plan, attach
-from vlmpeft.strategies import Component
 
 PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -237,7 +236,7 @@ def load_tensors(folder: str | Path, attached: AttachedPlan, subset: bool = Fals
         UserError: a tensor is missing, unexpected or of another shape; nothing was loaded.
     """
     names = {PREFIX + name.replace(".default.", "."): p for name, p in attached.trainable().items()}
-    tensors = _read_tensors(Path(folder))
+    tensors = read_tensors(folder)
     if subset:
         names = {name: parameter for name, parameter in names.items() if name in tensors}
     _copy_tensors(folder, names, tensors)
@@ -263,25 +262,24 @@ def _copy_tensors(
             parameter.copy_(tensors[name])
 
 
-def component_deltas(folder: str | Path, component: Component) -> dict[str, Tensor]:
-    """What an adapter adds to one component: parameter name -> dW in fp32; the model is left as before.
+def load_part(folder: str | Path, attached: AttachedPlan) -> None:
+    """Load what an adapter has for an attached part of its plan.
 
     Raises:
-        UserError: a part that is no change of weights, or tensors that do not fit.
+        UserError: a tensor is missing or of another shape; nothing was loaded.
     """
-    name = component.name
-    plan = Plan(**{name: adapter_plan(folder).of(name)})
-    attached = attach(plan, component.model, component.components)
-    try:
-        here = {PREFIX + n.replace(".default.", "."): p for n, p in attached.trainable().items()}
-        tensors = _read_tensors(Path(folder))
-        _copy_tensors(folder, here, {n: t for n, t in tensors.items() if n in here})
-        return attached.deltas()
-    finally:
-        attached.detach()
+    here = {PREFIX + n.replace(".default.", "."): p for n, p in attached.trainable().items()}
+    tensors = read_tensors(Path(folder))
+    _copy_tensors(folder, here, {name: t for name, t in tensors.items() if name in here})
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """Every tensor of an adapter folder, on the CPU, by the name PEFT would give it.
+
+    Raises:
+        UserError: no weights, or broken ones.
+    """
+    folder = Path(folder)
     path = next((folder / n for n in (PEFT_WEIGHTS, OWN_WEIGHTS) if (folder / n).is_file()), None)
     if path is None:
         raise UserError(f"adapter {folder} has no weights ({PEFT_WEIGHTS} or {OWN_WEIGHTS})")

@@ -13,6 +13,7 @@ from vlmpeft.components import PLANNED, Components, count_by_component
 from vlmpeft.errors import UserError
 from vlmpeft.registry import STRATEGIES, resolve, short_name
 from vlmpeft.strategies import Attachment, Component, Frozen, Strategy
+from vlmpeft.strategies.low_rank import Delta, dense
 
 Strategies = Strategy | list[Strategy]
 
@@ -116,7 +117,11 @@ class AttachedPlan:
         Raises:
             UserError: something that is no change of weights.
         """
-        found: dict[str, Tensor] = {}
+        return {name: dense(delta) for name, delta in self.products().items()}
+
+    def products(self) -> dict[str, Delta]:
+        """The same, with what a LoRA adds left as a product: its size is the adapter's, not the base's."""
+        found: dict[str, Delta] = {}
         for attachment in self.attachments:
             if attachment.deltas is None:
                 kind = type(attachment.strategy).__name__
@@ -125,7 +130,7 @@ class AttachedPlan:
                     "adapter as it is"
                 )
             for name, delta in attachment.deltas():
-                found[name] = found[name] + delta if name in found else delta
+                found[name] = dense(found[name]) + dense(delta) if name in found else delta
         return found
 
     def detach(self) -> None:

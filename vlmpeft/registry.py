@@ -21,6 +21,7 @@ STRATEGIES = {
     "BitFit": "vlmpeft.strategies.selected.BitFit",
     "LayerNormTuning": "vlmpeft.strategies.selected.LayerNormTuning",
     "LastLayers": "vlmpeft.strategies.selected.LastLayers",
+    "Dense": "vlmpeft.strategies.dense.Dense",
     "Merged": "vlmpeft.merging.merged.Merged",
     "Peft": "vlmpeft.strategies.peft_any.Peft",
 }

@@ -1,5 +1,18 @@
-"""Merging adapters in dW space: pure functions over stacked task vectors, and the strategy that applies them."""
+"""Merging adapters in dW space: pure functions over stacked task vectors, and what applies them to adapters."""
 
-from vlmpeft.merging.rules import average, linear, task_arithmetic, ties
+from vlmpeft.merging.dropping import dare_linear, dare_ties, della
+from vlmpeft.merging.rules import average, linear, slerp, task_arithmetic
+from vlmpeft.merging.sparse import breadcrumbs, magnitude, ties
 
-__all__ = ["average", "linear", "task_arithmetic", "ties"]
+__all__ = [
+    "average",
+    "breadcrumbs",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "linear",
+    "magnitude",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters import adapter_plan, component_deltas
+from vlmpeft.adapters import adapter_plan
 from vlmpeft.errors import UserError
-from vlmpeft.merging import rules
+from vlmpeft.merging.engine import merge
+from vlmpeft.merging.operands import check_own, read_operand
+from vlmpeft.merging.recipe import KNOBS, Recipe
+from vlmpeft.merging.registry import RuleName, Scope
+from vlmpeft.merging.sparse import Majority
 from vlmpeft.strategies import Attachment, Component, Strategy
 from vlmpeft.strategies.deltas import add_deltas
-
-RULES: dict[str, Callable[..., Tensor]] = {
-    name: getattr(rules, name) for name in ("average", "linear", "task_arithmetic", "ties")
-}
+from vlmpeft.strategies.low_rank import dense
 
 
 @dataclass(frozen=True)
@@ -26,47 +24,64 @@ class Merged(Strategy):
     """Base weights plus the merged dW of several adapters' parts on this component; nothing is trained.
 
     Each adapter is put on, its dW taken, and taken off again; unequal ranks, targets and strategies combine. What
-    has no dW (prompts, a bottleneck) is refused by name.
+    has no dW (prompts, a bottleneck) combines in its own parameters where all adapters have the same there, and is
+    refused by name otherwise.
 
     Args:
         adapters: folders that `fit` wrote for this base.
         rule: how they are merged.
         weights: one an adapter.
-        density: of ties: share of each adapter's values that is kept, over the whole component.
-        lam: of task_arithmetic and ties: scale of the result.
+        density: as of `merge`: share of each adapter's values that is kept.
+        lam: scale of the result.
+        majority: of ties, dare_ties and della.
+        gamma: of breadcrumbs.
+        epsilon: of della.
+        scope: component or tensor: over what thresholds are taken.
+        seed: of the rules that drop at random.
     """
 
-    trains = False
+    trains = False  # not annotated: see Strategy
     adapters: tuple[str, ...] = ()
-    rule: Literal["average", "linear", "task_arithmetic", "ties"] = "ties"
+    rule: RuleName = "ties"
     weights: tuple[float, ...] | None = None
     density: float | None = None
     lam: float | None = None
+    majority: Majority | None = None
+    gamma: float | None = None
+    epsilon: float | None = None
+    scope: Scope | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.adapters:
             raise UserError("Merged adapters=[]: give the folders of at least one adapter")
-        if self.rule not in RULES:
-            raise UserError(f"Merged rule={self.rule}: it is one of {', '.join(RULES)}")
-        known = inspect.signature(RULES[self.rule]).parameters
-        for knob in self._knobs():
-            if knob not in known:
-                raise UserError(
-                    f"Merged {knob}={getattr(self, knob)} has no effect with rule={self.rule}; leave it out"
-                )
+        if self.scope == "model":
+            raise UserError(
+                "Merged scope=model: it is on one component; take component, or write a merged adapter with the merge verb"
+            )
+        try:
+            self.recipe()
+        except UserError as error:
+            raise UserError(f"Merged {error}".replace("with method", "with rule=")) from error
 
-    def _knobs(self) -> dict[str, Any]:
-        """What was said, beside the rule."""
-        given = {name: getattr(self, name) for name in ("weights", "density", "lam")}
-        return {name: value for name, value in given.items() if value is not None}
+    def recipe(self) -> Recipe:
+        """The same as the merge verb has it."""
+        given = {name: getattr(self, name) for name in ("weights", *KNOBS, "scope", "seed")}
+        return Recipe(method=self.rule, **given)
 
     def attach(self, component: Component) -> Attachment:
         if next(component.model.parameters()).device.type == "meta":
             for adapter in self.adapters:
                 adapter_plan(adapter)
             return Attachment(component.name, self, deltas=lambda: iter(()))
-        parts = [component_deltas(adapter, component) for adapter in self.adapters]
-        deltas = self.merge(parts)
+        operands = [
+            read_operand(a, component.model, component.components, (component.name,))
+            for a in self.adapters
+        ]
+        if own := check_own(operands, component.name):
+            return self._attach_own(component, own, [o.own[component.name] for o in operands])
+        merged = merge([o.deltas for o in operands], self.recipe(), lambda _: component.name)
+        deltas = {name: dense(delta) for name, delta in merged}
         take_away = add_deltas(component.model, deltas)
         return Attachment(
             component.name,
@@ -76,25 +91,25 @@ class Merged(Strategy):
             deltas=lambda: iter(deltas.items()),
         )
 
-    def merge(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """One dW a parameter, over all parameters that any adapter changes."""
-        shapes = {name: delta.shape for part in parts for name, delta in part.items()}
-        if not shapes:
-            return {}
-        stacked = torch.stack([_flat(part, shapes) for part in parts])  # (T, D)
-        merged = RULES[self.rule](stacked, **self._knobs())
-        pieces = merged.split([shape.numel() for shape in shapes.values()])
-        return {
-            name: piece.view(shape)
-            for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
-        }
+    def _attach_own(
+        self, component: Component, strategies: list[Strategy], parts: list[dict[str, Tensor]]
+    ) -> Attachment:
+        """The strategies themselves, with merged parameters."""
+        merged = dict(merge(parts, self.recipe(), lambda _: component.name))
+        attachments = [strategy.attach(component) for strategy in strategies]
+        parameters = dict(component.model.named_parameters())
+        with torch.no_grad():
+            for name, value in merged.items():
+                parameters[name].copy_(dense(value))
 
+        def detach() -> None:
+            for attachment in reversed(attachments):
+                attachment.detach()
 
-def _flat(part: dict[str, Tensor], shapes: dict[str, torch.Size]) -> Tensor:
-    """(D,) with zeros where an adapter changes nothing."""
-    return torch.cat(
-        [
-            part[n].flatten().cpu() if n in part else torch.zeros(s).flatten()
-            for n, s in shapes.items()
-        ]
-    )
+        first = replace(attachments[0], strategy=self, trainable=(), detach=detach, deltas=None)
+        return replace(
+            first,
+            targets=tuple(t for a in attachments for t in a.targets),
+            added=sum(a.added for a in attachments),
+            peft=None,
+        )

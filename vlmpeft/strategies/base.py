@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlmpeft.components import Components
 from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.strategies.low_rank import Delta
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Attachment:
     trainable: tuple[str, ...] = ()
     added: int = 0
     detach: Callable[[], None] = lambda: None
-    deltas: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
+    deltas: Callable[[], Iterator[tuple[str, Delta]]] | None = None
     peft: PeftPart | None = None
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     penalty: Callable[[], Tensor] | None = None

@@ -9,17 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Deltas = Iterator[tuple[str, Tensor]]
+from vlmpeft.strategies.low_rank import Delta, LowRank
+
+Deltas = Iterator[tuple[str, Delta]]
 
 
 def wrapper_deltas(model: nn.Module, targets: Sequence[str]) -> Deltas:
     """(name, dW) of linear layers that PEFT wraps, fp32, as they are in eval mode.
 
-    A plain LoRA's is its product. Everything else PEFT puts around a linear layer is affine, so it is asked what it
+    A plain LoRA's is its product, not multiplied out. Everything else PEFT puts around a linear layer is affine, so it is asked what it
     makes of the unit vectors, above an fp32 copy of the (perhaps quantized) weight: no method's formula is needed.
     """
     for name in targets:
         wrapper: Any = model.get_submodule(name)
+        if (product := _plain_lora(wrapper)) is not None:
+            yield f"{name}.weight", product
+            continue
         weight, bias = _probe(wrapper)
         yield f"{name}.weight", weight
         if bias.any():
@@ -31,8 +36,6 @@ def _probe(wrapper: Any) -> tuple[Tensor, Tensor]:
     """(dW (d_out, d_in), db (d_out,)) of one wrapper."""
     base, was_training = wrapper.base_layer, wrapper.training
     weight = dequantized(base)
-    if (product := _plain_lora(wrapper)) is not None:
-        return product, torch.zeros(len(weight), device=weight.device)
     bias = (
         torch.zeros(len(weight), device=weight.device) if base.bias is None else base.bias.float()
     )
@@ -50,7 +53,8 @@ def _probe(wrapper: Any) -> tuple[Tensor, Tensor]:
     return (unit - constant).T - weight, constant[0] - bias
 
 
-def _plain_lora(wrapper: Any) -> Tensor | None:
+@torch.no_grad()
+def _plain_lora(wrapper: Any) -> LowRank | None:
     """(alpha / r) B A, if that is all the wrapper does."""
     from peft.tuners.lora import LoraLayer
 
@@ -63,7 +67,7 @@ def _plain_lora(wrapper: Any) -> Tensor | None:
     (name,) = wrapper.lora_A
     a: Any = wrapper.lora_A[name].weight
     b: Any = wrapper.lora_B[name].weight
-    return wrapper.scaling[name] * (b.float() @ a.float())
+    return LowRank(wrapper.scaling[name] * b.float(), a.detach().float().clone())
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from vlmpeft.base import BaseSpec, weight_files
 from vlmpeft.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy, names_module
+from vlmpeft.strategies.deltas import Deltas
 from vlmpeft.strategies.loftq import start_from_residual
+from vlmpeft.strategies.low_rank import dense
 from vlmpeft.strategies.peft_layers import attach_tuner, plain_peft_keeps_targets
 
 _CHANGES_BASE = ("pissa", "olora")
@@ -186,11 +188,11 @@ def _copies(layers: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
 
 def _deltas(
     attachment: Attachment, layers: Mapping[str, nn.Linear], kept: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+) -> Deltas:
     """Against the base as it was before PiSSA or OLoRA took their part out of it."""
     assert attachment.deltas is not None
     for name, delta in attachment.deltas():
         target = name.rpartition(".")[0]
         if target in kept and name.endswith(".weight"):
-            delta = delta + layers[target].weight.detach().float() - kept[target].float()
+            delta = dense(delta) + layers[target].weight.detach().float() - kept[target].float()
         yield name, delta
