@@ -33,6 +33,7 @@ def save_adapter(
     decoding: dict[str, Any] | None = None,
     max_pixels: int | None = None,
     card: str = "",
+    extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write everything the plan trained to a folder; it appears whole or not at all.
 
@@ -49,6 +50,7 @@ def save_adapter(
         decoding: token limit and end tokens that scores were made with.
         max_pixels: pictures above it were scaled down.
         card: Markdown for README.md.
+        extra: more of the manifest.
     """
     scratch = out.with_name(out.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -65,7 +67,10 @@ def save_adapter(
         if chat_template:
             (scratch / "chat_template.jinja").write_text(chat_template)
         manifest = _manifest(attached, tensors, processor, base, chat_template)
-        _write_json(scratch / MANIFEST, manifest | {"decoding": decoding, "max_pixels": max_pixels})
+        _write_json(
+            scratch / MANIFEST,
+            manifest | {"decoding": decoding, "max_pixels": max_pixels} | (extra or {}),
+        )
         (scratch / "README.md").write_text(card)
         shutil.rmtree(out, ignore_errors=True)
         scratch.replace(out)
@@ -215,13 +220,28 @@ def check_base(folder: str | Path, base: dict[str, Any]) -> str:
 
 def load_adapter(folder: str | Path, model: Any, components: Components) -> AttachedPlan:
     """Attach an adapter's plan to a freshly loaded base and load its tensors."""
-    attached = attach(adapter_plan(folder), model, components)
+    return attach_tensors(folder, adapter_plan(folder), read_tensors(folder), model, components)
+
+
+def attach_tensors(
+    folder: str | Path, plan: Plan, tensors: dict[str, Tensor], model: Any, components: Components
+) -> AttachedPlan:
+    """The same with what was read of the folder before; a failure leaves the model as it was.
+
+    Raises:
+        UserError: a plan that the base cannot take, or tensors that do not fit it.
+    """
+    attached = attach(plan, model, components)
     try:
-        load_tensors(folder, attached)
+        _copy_tensors(folder, _named_as_saved(attached), tensors)
     except UserError:
         attached.detach()
         raise
     return attached
+
+
+def _named_as_saved(attached: AttachedPlan) -> dict[str, torch.nn.Parameter]:
+    return {PREFIX + name.replace(".default.", "."): p for name, p in attached.trainable().items()}
 
 
 def load_tensors(folder: str | Path, attached: AttachedPlan, subset: bool = False) -> None:
@@ -235,7 +255,7 @@ def load_tensors(folder: str | Path, attached: AttachedPlan, subset: bool = Fals
     Raises:
         UserError: a tensor is missing, unexpected or of another shape; nothing was loaded.
     """
-    names = {PREFIX + name.replace(".default.", "."): p for name, p in attached.trainable().items()}
+    names = _named_as_saved(attached)
     tensors = read_tensors(folder)
     if subset:
         names = {name: parameter for name, parameter in names.items() if name in tensors}
@@ -268,8 +288,8 @@ def load_part(folder: str | Path, attached: AttachedPlan) -> None:
     Raises:
         UserError: a tensor is missing or of another shape; nothing was loaded.
     """
-    here = {PREFIX + n.replace(".default.", "."): p for n, p in attached.trainable().items()}
-    tensors = read_tensors(Path(folder))
+    here = _named_as_saved(attached)
+    tensors = read_tensors(folder)
     _copy_tensors(folder, here, {name: t for name, t in tensors.items() if name in here})
 
 
@@ -279,11 +299,20 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: no weights, or broken ones.
     """
-    folder = Path(folder)
-    path = next((folder / n for n in (PEFT_WEIGHTS, OWN_WEIGHTS) if (folder / n).is_file()), None)
-    if path is None:
-        raise UserError(f"adapter {folder} has no weights ({PEFT_WEIGHTS} or {OWN_WEIGHTS})")
+    path = weights_file(Path(folder))
     try:
         return load_file(path)
     except Exception as error:
         raise UserError(f"adapter {folder}: {path.name} is broken: {error}") from error
+
+
+def weights_file(folder: Path) -> Path:
+    """The safetensors of an adapter folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = next((folder / n for n in (PEFT_WEIGHTS, OWN_WEIGHTS) if (folder / n).is_file()), None)
+    if path is None:
+        raise UserError(f"adapter {folder} has no weights ({PEFT_WEIGHTS} or {OWN_WEIGHTS})")
+    return path
