@@ -1,91 +1,35 @@
-"""Merge rules against the golden vectors of their definitions, and a merge as a strategy."""
+"""Merges of adapters: as a strategy on a component, and as an adapter of their own."""
 
 import json
 
 import pytest
 import torch
 
-from vlmpeft.adapters import save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
-from vlmpeft.errors import UserError
-from vlmpeft.merging import average, linear, task_arithmetic, ties
+from vlmpeft.adapters import load_adapter, read_tensors, save_adapter
+from vlmpeft.base import BaseSpec, Bits, origin
+from vlmpeft.merging.combine import read_adapters
+from vlmpeft.merging.conflicts import conflicts
 from vlmpeft.merging.merged import Merged
 from vlmpeft.merging.operands import read_operand
+from vlmpeft.merging.recipe import Recipe
+from vlmpeft.merging.registry import RULES
 from vlmpeft.plan import Plan, attach
-from vlmpeft.strategies import BottleneckAdapter, DoRA, Full, LoRA
+from vlmpeft.strategies import (
+    IA3,
+    BottleneckAdapter,
+    DoRA,
+    Full,
+    LayerNormTuning,
+    LoRA,
+    PromptTuning,
+)
+from vlmpeft.strategies.dense import Dense
 from vlmpeft.strategies.low_rank import dense
 
-from .conftest import call, randomize
+from .conftest import call, randomize, write_json
 from .test_strategies import batch, logits  # noqa: F401  a fixture
 
 BASE = BaseSpec(bits=Bits(language="fp32"))
-TASKS = torch.tensor(
-    [
-        [0.90, -0.10, 0.50, 0.05, -3.00, 0.20, -0.80, 1.50, -0.01, 0.30],
-        [-2.00, 0.40, 0.60, 0.11, 1.10, -0.70, 0.25, -1.20, 0.03, 0.02],
-        [0.55, 0.35, -0.75, 2.10, 1.00, 0.15, -0.45, -0.60, 0.08, -0.95],
-    ],
-    dtype=torch.float64,
-)
-MEAN = [
-    -0.183333,
-    0.216667,
-    0.116667,
-    0.753333,
-    -0.3,
-    -0.116667,
-    -0.333333,
-    -0.1,
-    0.033333,
-    -0.21,
-]
-GOLDEN = {
-    "mean": (
-        average(TASKS),
-        MEAN,
-    ),
-    "linear": (
-        linear(TASKS),
-        MEAN,
-    ),
-    "task arithmetic": (
-        task_arithmetic(TASKS, lam=0.4),
-        [-0.22, 0.26, 0.14, 0.904, -0.36, -0.14, -0.4, -0.12, 0.04, -0.252],
-    ),
-    "ties 20 %": (ties(TASKS, density=0.2), [-2, 0, 0, 2.1, -3, 0, 0, 1.5, 0, 0]),
-    "ties 100 %": (
-        ties(TASKS, density=1.0),
-        [-2, 0.375, 0.55, 0.753333, -3, -0.7, -0.625, -0.9, 0.055, -0.95],
-    ),
-}
-
-
-@pytest.mark.parametrize(("merged", "expected"), GOLDEN.values(), ids=GOLDEN)
-def test_rules_give_the_golden_vectors(merged, expected):
-    torch.testing.assert_close(merged, torch.tensor(expected).double(), rtol=0, atol=1e-6)
-
-
-def test_ties_does_not_depend_on_the_order_and_is_odd():
-    for majority in ("mass", "frequency"):
-        merged = ties(TASKS, density=0.5, majority=majority)
-        torch.testing.assert_close(ties(TASKS[[2, 0, 1]], density=0.5, majority=majority), merged)
-        torch.testing.assert_close(ties(-TASKS, density=0.5, majority=majority), -merged)
-    assert ties(torch.tensor([[1.0, 2.0], [-1.0, 2.0]]), density=1.0).tolist() == [0.0, 2.0]
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: ties(TASKS, density=0),
-        lambda: ties(TASKS, density=1.1),
-        lambda: ties(TASKS, weights=[1]),
-        lambda: Merged(adapters=("a",), rule="average", density=0.2),
-        lambda: Merged(adapters=()),
-    ],
-)
-def test_bad_knobs_are_refused(call):
-    with pytest.raises(UserError, match=r"density=|weights=|adapters="):
-        call()
 
 
 @pytest.fixture
@@ -96,7 +40,12 @@ def adapters(tiny, tmp_path):
         "lora": Plan(language=LoRA(r=4), projector=Full()),
         "dora": Plan(language=DoRA(r=2, targets=("q_proj", "v_proj"))),
         "low": Plan(language=LoRA(r=2, rslora=True)),
+        "other": Plan(language=LoRA(r=3)),
+        "norms": Plan(language=[LayerNormTuning(), LoRA(r=2, targets=("v_proj",))]),
+        "ia3": Plan(language=IA3()),
         "bottleneck": Plan(language=BottleneckAdapter()),
+        "bottleneck2": Plan(language=BottleneckAdapter()),
+        "prompt": Plan(language=PromptTuning()),
     }
     folders = {}
     for name, plan in plans.items():
@@ -109,21 +58,198 @@ def adapters(tiny, tmp_path):
     return folders
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "low"])
-@pytest.mark.parametrize("rule", ["average", "linear", "task_arithmetic", "ties"])
-def test_one_adapter_merged_answers_as_itself(tiny, adapters, batch, name, rule):  # noqa: F811
-    from vlmpeft.adapters import load_adapter
+EVERYTHING = {"density": 1.0}
 
+
+def _knobs(rule):
+    return EVERYTHING if "density" in RULES[rule].knobs else {}
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "low", "norms", "ia3", "bottleneck", "prompt"])
+def test_one_adapter_merged_answers_as_itself(tiny, adapters, batch, name):  # noqa: F811
+    """By every rule that drops nothing; by slerp, with itself."""
     model, _, components = tiny
+    before = {n: p.clone() for n, p in model.state_dict().items()}
     attached = load_adapter(adapters[name], model, components)
     ours = logits(model, batch)
     attached.detach()
-    merged = Merged((adapters[name],), rule, density=1.0 if rule == "ties" else None)
-    attached = attach(Plan(projector=merged, language=merged), model, components)
-    torch.testing.assert_close(logits(model, batch), ours, rtol=1e-4, atol=1e-3)
-    before = load_base(BASE)[0].state_dict()
+    for rule in RULES:
+        folders = (adapters[name],) * (2 if rule == "slerp" else 1)
+        merged = Merged(folders, rule, **_knobs(rule))
+        attached = attach(Plan(projector=merged, language=merged), model, components)
+        torch.testing.assert_close(
+            logits(model, batch), ours, rtol=1e-5, atol=1e-3, msg=lambda m, r=rule: f"{r}: {m}"
+        )
+        attached.detach()
+        assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_written_merge_answers_as_the_same_merge_on_the_fly(
+    tiny,
+    adapters,
+    batch,  # noqa: F811
+    rule,
+    tmp_path,
+):
+    """Of different strategies, ranks, targets; as LoRA where that is exact, dense where it is not."""
+    model, _, components = tiny
+    folders = tuple(adapters[n] for n in ("lora", "dora", "norms"))
+    folders = folders[:2] if rule == "slerp" else folders
+    recipe = Recipe(
+        rule,
+        rank="full",
+        scope="component"
+        if RULES[rule].scope == "model" and (RULES[rule].counts or RULES[rule].needs_gram)
+        else None,
+    )
+    merger = read_adapters(folders)
+    merger.save(merger.merge(recipe), recipe, tmp_path / "merged")
+    attached = load_adapter(tmp_path / "merged", model, components)
+    written = logits(model, batch)
     attached.detach()
-    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+    if RULES[rule].is_random:
+        assert (written - logits(model, batch)).abs().max() > 1e-2
+        return  # draws follow the parameters of the model, not of one component
+    merged = Merged(folders, rule)
+    attached = attach(Plan(projector=merged, language=merged), model, components)
+    torch.testing.assert_close(logits(model, batch), written, rtol=1e-4, atol=2e-3)
+
+
+def test_a_merge_of_loras_is_a_lora_that_plain_peft_loads(tiny, adapters, batch, tmp_path):  # noqa: F811
+    from peft import PeftModel
+
+    model, _, components = tiny
+    folders = [adapters["low"], adapters["other"]]
+    recipe = Recipe("linear", weights=(0.7, -0.4))
+    merger = read_adapters(folders)
+    assert next(merger.model.parameters()).is_meta  # factors need no base
+    result = merger.merge(recipe)
+    assert (result.rank, result.energy, result.tensors) == (5, 1.0, {})
+    merger.save(result, recipe, tmp_path / "merged")
+    attached = load_adapter(tmp_path / "merged", model, components)
+    ours, found = logits(model, batch), attached.deltas()
+    attached.detach()
+    parts = [read_operand(f, model, components).deltas for f in folders]
+    for name, delta in found.items():
+        by_hand = sum(
+            w * dense(p[name]) for w, p in zip((0.7, -0.4), parts, strict=True) if name in p
+        )
+        torch.testing.assert_close(delta, by_hand, rtol=1e-4, atol=1e-5)
+    peft = PeftModel.from_pretrained(model, tmp_path / "merged")
+    torch.testing.assert_close(logits(peft, batch), ours, rtol=1e-4, atol=1e-3)
+
+
+def test_a_rank_that_keeps_too_little_is_written_dense_unless_asked_for(adapters):
+    merger = read_adapters([adapters["low"], adapters["other"]])
+    auto = merger.merge(Recipe("ties"))
+    assert not auto.products
+    assert 0 < auto.refused_energy < 0.95
+    asked = merger.merge(Recipe("ties", rank=2))
+    assert {p.rank for p in asked.products.values()} == {2}
+    assert 0 < asked.energy < 0.95
+    assert merger.merge(Recipe("svd")).rank == 3
+    assert merger.merge(Recipe("cat")).rank == 5
+
+
+def test_conflicts_of_an_adapter_with_itself_and_its_opposite(adapters):
+    merger = read_adapters([adapters["low"], adapters["low"]])
+    for found in merger.conflicts():
+        assert found.cosine == pytest.approx(1)
+        assert found.sign_disagreement == 0
+        assert found.component == "language"
+    opposite = [
+        merger.operands[0].deltas,
+        {n: -dense(d) for n, d in merger.operands[0].deltas.items()},
+    ]
+    for found in conflicts(opposite, lambda _: "language"):
+        assert found.cosine == pytest.approx(-1)
+        assert found.sign_disagreement == pytest.approx(1)
+
+
+def test_what_has_no_dw_is_merged_in_its_own_parameters(tiny, adapters, tmp_path):
+    """Half of each bottleneck's tensors."""
+    model, _, components = tiny
+    folders = [adapters["bottleneck"], adapters["bottleneck2"]]
+    recipe = Recipe("average")
+    merger = read_adapters(folders)
+    merger.save(merger.merge(recipe), recipe, tmp_path / "merged")
+    tensors = [read_tensors(folder) for folder in (*folders, tmp_path / "merged")]
+    assert tensors[0].keys() == tensors[2].keys()
+    for name, value in tensors[2].items():
+        torch.testing.assert_close(value, (tensors[0][name] + tensors[1][name]) / 2)
+    load_adapter(tmp_path / "merged", model, components)
+
+
+def test_dense_dw_stands_on_any_width_and_leaves_no_trace(tiny, tiny_nf4, batch):  # noqa: F811
+    names = (
+        "model.language_model.layers.0.self_attn.q_proj.weight",
+        "model.language_model.norm.weight",
+        "model.language_model.embed_tokens.weight",
+    )
+    for model, _, components in (tiny, tiny_nf4):
+        before, plain = list(dict(model.named_parameters())), logits(model, batch)
+        attached = attach(Plan(language=Dense(names=names)), model, components)
+        torch.testing.assert_close(logits(model, batch), plain)
+        randomize(attached)
+        assert (logits(model, batch) - plain).abs().max() > 1e-2
+        assert set(attached.deltas()) == set(names)
+        attached.detach()
+        assert list(dict(model.named_parameters())) == before
+        torch.testing.assert_close(logits(model, batch), plain, rtol=0, atol=0)
+
+
+VERB = ("merge", "--adapters")
+
+
+def test_merge_writes_an_adapter_and_says_what_it_is(adapters, tmp_path, capsys):
+    out = tmp_path / "merged"
+    args = [adapters["low"], adapters["other"], "--method", "ties", "--weights", "1", "0.5"]
+    code = call(*VERB, *args, "--density", "0.3", "--explain", "--json", "--out", out)
+    summary = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert summary["components"]["language"]["dense"] > 0
+    assert 0 < summary["energy_as_lora"] < 0.95
+    assert (out / "conflicts.png").stat().st_size > 0
+    merge = json.loads((out / "manifest.json").read_text())["merge"]
+    assert (merge["recipe"]["density"], merge["recipe"]["weights"]) == (0.3, [1.0, 0.5])
+    yaml = tmp_path / "m.yaml"
+    yaml.write_text(
+        f"adapters: [{adapters['low']}, {adapters['other']}]\nmethod: ties\nweights: [1, 0.5]\ndensity: 0.3\n"
+    )
+    assert call("merge", "--config", yaml, "--out", tmp_path / "again") == 0
+    first, second = (read_tensors(f) for f in (out, tmp_path / "again"))
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["low", "bottleneck"], "BottleneckAdapter on language is no change of weights"),
+        (["low", "elsewhere"], "--allow_base_mismatch merges them all the same"),
+        (["low", "nowhere"], "there is no manifest.json"),
+        (["low", "other", "--weights", "1"], "2 adapters need as many weights"),
+        (["low", "--density", "0"], "density=0"),
+        (["low", "--method", "tiez"], "Did you mean ties?"),
+        (["low", "--densty", "0.1"], "Did you mean density?"),
+        (["low", "--out", "low"], "exists already; nothing was written"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_one_line_and_nothing_is_written(
+    adapters, tmp_path, capsys, monkeypatch, args, message
+):
+    monkeypatch.chdir(tmp_path)
+    if "elsewhere" in args:
+        manifest = json.loads((tmp_path / "other/manifest.json").read_text())
+        manifest["base"] |= {"id": "another", "fingerprint": "0123456789abcdef"}
+        (tmp_path / "other").rename(tmp_path / "elsewhere")
+        write_json(tmp_path / "elsewhere/manifest.json", manifest)
+    before = sorted(tmp_path.iterdir())
+    out = [] if "--out" in args else ["--out", "merged"]
+    assert call(*VERB, *args, *out) == 2
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("vlmpeft:")]
+    assert message in line
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_strategies_of_different_kinds_and_ranks_merge(tiny, adapters, batch):  # noqa: F811
@@ -145,8 +271,6 @@ def test_strategies_of_different_kinds_and_ranks_merge(tiny, adapters, batch):  
 
 
 def test_a_merge_stands_beside_quantized_weights(tiny_nf4, adapters, batch):  # noqa: F811
-    from vlmpeft.adapters import load_adapter
-
     model, _, components = tiny_nf4
     attached = load_adapter(adapters["lora"], model, components)
     ours = logits(model, batch)
@@ -154,14 +278,6 @@ def test_a_merge_stands_beside_quantized_weights(tiny_nf4, adapters, batch):  # 
     merged = Merged((adapters["lora"],), "average")
     attached = attach(Plan(projector=merged, language=merged), model, components)
     torch.testing.assert_close(logits(model, batch), ours, rtol=1e-3, atol=5e-3)
-
-
-def test_what_has_no_dw_is_refused_by_name(tiny, adapters):
-    model, _, components = tiny
-    merged = Merged((adapters["lora"], adapters["bottleneck"]))
-    with pytest.raises(UserError, match="BottleneckAdapter on language is no change of weights"):
-        attach(Plan(language=merged), model, components)
-    assert not any("lora" in n or "bottleneck" in n for n, _ in model.named_parameters())
 
 
 def test_a_merge_is_scored_from_a_config_as_the_adapter_itself_is(adapters, tmp_path, capsys):

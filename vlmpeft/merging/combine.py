@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmpeft.adapters import read_manifest, save_adapter, weights_file
-from vlmpeft.base import BaseSpec, Bits, load_base, load_processor, meta_model
+from vlmpeft.base import BaseSpec, Bits, load_base, meta_model
 from vlmpeft.components import PLANNED, Components, find_components
 from vlmpeft.errors import UserError
 from vlmpeft.merging.conflicts import Conflict, conflicts
@@ -94,7 +94,7 @@ class Merger:
             save_adapter(
                 out,
                 attached,
-                processor=load_processor(BaseSpec(str(folder))),
+                processor=_processor(folder),
                 base=first["base"],
                 chat_template=template.read_text() if template.is_file() else None,
                 decoding=self._decoding(),
@@ -132,6 +132,16 @@ class Merger:
             f"{len(result.products)} weights as LoRA (rank up to {result.rank}, energy {100 * result.energy:.2f} %), "
             f"{len(result.tensors)} parameters dense, {len(result.own)} of their strategies' own.\n"
         )
+
+
+def _processor(folder: Path) -> Any:
+    """The one an adapter was trained with, which its folder holds."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"adapter {folder}: its processor cannot be loaded: {error}") from error
 
 
 def _digest(operand: Operand) -> str:

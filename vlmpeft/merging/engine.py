@@ -119,9 +119,9 @@ def _weighted(parts: Parts, recipe: Recipe, gram: Tensor, name: str, component: 
     assert recipe.rule.coefficients is not None
     weights = recipe.rule.coefficients(gram, **recipe.knobs(component)).tolist()
     here = [(part[name], w) for part, w in zip(parts, weights, strict=True) if name in part]
-    if products := [delta for delta, _ in here if isinstance(delta, LowRank)]:
-        if len(products) == len(here):
-            return weighted_sum(products, [w for _, w in here])
+    products = [delta for delta, _ in here if isinstance(delta, LowRank)]
+    if len(products) == len(here):
+        return weighted_sum(products, [w for _, w in here])
     total = here[0][1] * dense(here[0][0])
     for delta, weight in here[1:]:
         total += weight * dense(delta)

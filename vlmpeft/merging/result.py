@@ -31,6 +31,7 @@ class Result:
         own: trained tensor -> value, of strategies without dW.
         strategies: component -> those strategies.
         kept: weight -> (squared norm, share of it the LoRA keeps).
+        refused: the same of weights that are dense because a LoRA would keep too little.
     """
 
     products: dict[str, LowRank] = field(default_factory=dict)
@@ -38,12 +39,17 @@ class Result:
     own: dict[str, Tensor] = field(default_factory=dict)
     strategies: dict[str, list[Strategy]] = field(default_factory=dict)
     kept: dict[str, tuple[float, float]] = field(default_factory=dict)
+    refused: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def energy(self) -> float:
-        """Share of the squared norm of all truncated weights that their LoRAs keep."""
-        total = sum(norm for norm, _ in self.kept.values())
-        return sum(norm * share for norm, share in self.kept.values()) / total if total else 1.0
+        """Share of the squared norm of dW that the LoRAs keep, of 1."""
+        return _share(self.kept)
+
+    @property
+    def refused_energy(self) -> float:
+        """What LoRAs would have kept of the weights that are dense for want of it."""
+        return _share(self.refused)
 
     @property
     def rank(self) -> int:
@@ -73,6 +79,8 @@ def shape_result(
         product, share = _factors(delta, rank, largest.get(name))
         if product is None:
             result.tensors[name] = dense(delta)
+            if share < ENOUGH:
+                result.refused[name] = (float(result.tensors[name].square().sum()), share)
         else:
             result.products[name] = product
             result.kept[name] = (_squared(product) / max(share, 1e-12), share)
@@ -80,6 +88,11 @@ def shape_result(
         result.tensors[name] = result.products.pop(name).dense()
         del result.kept[name]
     return result
+
+
+def _share(kept: Mapping[str, tuple[float, float]]) -> float:
+    total = sum(norm for norm, _ in kept.values())
+    return sum(norm * share for norm, share in kept.values()) / total if total else 1.0
 
 
 def _factors(delta: Delta, rank: int | str, largest: int | None) -> tuple[LowRank | None, float]:
@@ -126,8 +139,8 @@ def _values(result: Result, model: Any, parameters: Mapping[str, Tensor]) -> dic
         values[f"{target}.lora_A.default.weight"] = product.a
         values[f"{target}.lora_B.default.weight"] = product.b / SCALE
     for name, delta in result.tensors.items():
-        beside = f"{name.rpartition('.')[0]}.{DELTA}"
-        if beside in parameters:
+        beside = f"{name.removesuffix('weight')}{DELTA}"
+        if name.endswith(".weight") and beside in parameters:
             values[beside] = delta
         else:
             values[name] = parameters[name] + delta.to(parameters[name])

@@ -35,10 +35,11 @@ class Dense(Strategy):
 
     def attach(self, component: Component) -> Attachment:
         there = component.parameters()
-        if not self.names or (missing := [name for name in self.names if name not in there]):
-            wrong = missing[0] if self.names else "[]"
+        missing = [name for name in self.names if name not in there]
+        if missing or not self.names:
+            wrong = missing[0] if missing else "[]"
             raise UserError(f"Dense names={wrong}: no such parameter on {component.name}")
-        beside = {name: layer for name, layer in self._linears(component).items()}
+        beside = self._linears(component)
         inside = {name: there[name] for name in self.names if name not in beside}
         refuse_quantized(self, component.name, inside)
         restore, in_place = train_in_place(inside)

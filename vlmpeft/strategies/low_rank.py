@@ -54,7 +54,7 @@ Delta = Tensor | LowRank
 
 
 def dense(delta: Delta) -> Tensor:
-    """dW as a tensor."""
+    """The tensor itself, of a product multiplied out."""
     return delta.dense() if isinstance(delta, LowRank) else delta
 
 

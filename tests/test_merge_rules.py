@@ -1,0 +1,267 @@
+"""Every merge rule against its definition, by hand or by PEFT's own function, and the laws of all of them."""
+
+import math
+
+import pytest
+import torch
+
+from vlmpeft.errors import UserError
+from vlmpeft.merging import (
+    average,
+    breadcrumbs,
+    dare_linear,
+    dare_ties,
+    della,
+    linear,
+    magnitude,
+    slerp,
+    task_arithmetic,
+    ties,
+)
+from vlmpeft.merging.engine import merge
+from vlmpeft.merging.recipe import Recipe
+from vlmpeft.merging.registry import RULES
+from vlmpeft.merging.select import kth_largest
+from vlmpeft.strategies.low_rank import LowRank, best_of_rank, dense, weighted_sum
+
+TASKS = torch.tensor(
+    [
+        [0.90, -0.10, 0.50, 0.05, -3.00, 0.20, -0.80, 1.50, -0.01, 0.30],
+        [-2.00, 0.40, 0.60, 0.11, 1.10, -0.70, 0.25, -1.20, 0.03, 0.02],
+        [0.55, 0.35, -0.75, 2.10, 1.00, 0.15, -0.45, -0.60, 0.08, -0.95],
+    ],
+    dtype=torch.float64,
+)
+MEAN = [-0.183333, 0.216667, 0.116667, 0.753333, -0.3, -0.116667, -0.333333, -0.1, 0.033333, -0.21]
+ARITHMETIC = [-0.22, 0.26, 0.14, 0.904, -0.36, -0.14, -0.4, -0.12, 0.04, -0.252]
+TRIMMED = [-2, 0, 0, 2.1, -3, 0, 0, 1.5, 0, 0]
+ELECTED = [-2, 0.375, 0.55, 0.753333, -3, -0.7, -0.625, -0.9, 0.055, -0.95]
+GOLDEN = {
+    "mean": (average(TASKS), MEAN),
+    "linear": (linear(TASKS), MEAN),
+    "task arithmetic": (task_arithmetic(TASKS, lam=0.4), ARITHMETIC),
+    "ties 20 %": (ties(TASKS, density=0.2), TRIMMED),
+    "ties 100 %": (ties(TASKS, density=1.0), ELECTED),
+    # two largest of each, summed
+    "magnitude 20 %": (
+        magnitude(TASKS, density=0.2),
+        [-2, 0, 0, 2.1, -3 + 1.0, 0, 0, 1.5 - 1.2, 0, 0],
+    ),
+    # without each one's largest, the three that follow
+    "breadcrumbs": (
+        breadcrumbs(TASKS, density=0.3, gamma=0.1),
+        [0.9, 0, -0.75, 0, 1.1 + 1.0, -0.7, -0.8, 1.5 - 1.2, 0, -0.95],
+    ),
+}
+
+
+@pytest.mark.parametrize(("merged", "expected"), GOLDEN.values(), ids=GOLDEN)
+def test_rules_give_the_golden_vectors(merged, expected):
+    torch.testing.assert_close(merged, torch.tensor(expected).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_rules_agree_with_peft_where_peft_works_on_a_vector(density):
+    """PEFT keeps int(density D) values, the same number here."""
+    from peft.utils import merge_utils
+
+    tasks = list(TASKS.float())
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    ours = {
+        "ties": ties(TASKS.float(), weights.tolist(), density),
+        "magnitude": magnitude(TASKS.float(), weights.tolist(), density),
+    }
+    theirs = {
+        "magnitude": merge_utils.magnitude_prune(tasks, weights, density),
+        "ties": merge_utils.ties(tasks, torch.ones(3), density, "total"),
+    }
+    torch.testing.assert_close(ours["magnitude"], theirs["magnitude"])
+    torch.testing.assert_close(ties(TASKS.float(), density=density), theirs["ties"])
+
+
+def test_slerp_keeps_the_angle_and_turns_by_it():
+    first, second = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    tasks = torch.stack([first, second])
+    half = math.sqrt(0.5) * 2
+    torch.testing.assert_close(slerp(tasks), torch.tensor([half, half]))
+    turned = torch.tensor([math.cos(math.pi / 8) * 2, math.sin(math.pi / 8) * 2])
+    torch.testing.assert_close(slerp(tasks, weights=(3, 1)), turned)
+    torch.testing.assert_close(slerp(torch.stack([first, first])), first)
+    torch.testing.assert_close(slerp(torch.stack([first, -first]), weights=(3, 1)), first / 2)
+    with pytest.raises(UserError, match="slerp is between two adapters, and there are 3"):
+        slerp(TASKS)
+
+
+def test_dare_keeps_the_mean_and_has_the_variance_of_its_definition():
+    """Drop with p, rescale by 1 / (1 - p): mean x, variance x^2 p / (1 - p)."""
+    generator = torch.Generator().manual_seed(0)
+    x, density = torch.full((1, 200_000), 3.0), 0.25
+    merged = dare_linear(x, density=density, generator=generator)
+    assert merged.mean().item() == pytest.approx(3.0, rel=0.02)
+    assert merged.var().item() == pytest.approx(9 * 0.75 / 0.25, rel=0.02)
+    assert set(merged.unique().tolist()) == {0.0, 12.0}
+
+
+def test_della_keeps_the_mean_and_drops_small_values_more_often():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(1, 2, 100_000)[None]
+    merged = della(x, density=0.5, epsilon=0.4, generator=generator)
+    kept = merged != 0
+    assert kept[:10_000].float().mean().item() == pytest.approx(0.32, abs=0.02)
+    assert kept[-10_000:].float().mean().item() == pytest.approx(0.68, abs=0.02)
+    assert merged[:10_000].mean().item() == pytest.approx(x[0, :10_000].mean().item(), rel=0.03)
+
+
+def test_dare_ties_elects_among_what_was_not_dropped():
+    generator = torch.Generator().manual_seed(0)
+    tasks = torch.tensor([[5.0], [-1.0]]).expand(2, 10_000)
+    merged = dare_ties(tasks, density=0.5, generator=generator)
+    found = {v: (merged == v).float().mean().item() for v in (10.0, -2.0, 0.0)}
+    assert found[10.0] == pytest.approx(0.5, abs=0.02)
+    assert found[-2.0] == pytest.approx(0.25, abs=0.02)
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def _knobs(name):
+    """Such that nothing is dropped."""
+    return {"density": 1.0} if "density" in RULES[name].knobs else {}
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "slerp"])
+def test_one_task_vector_is_itself(name):
+    torch.testing.assert_close(RULES[name].merge(TASKS[:1], **_knobs(name)), TASKS[0])
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "slerp"])
+def test_the_order_of_adapters_does_not_matter_and_the_sign_is_odd(name):
+    rule, knobs = RULES[name].merge, _knobs(name) if RULES[name].is_random else {}
+    merged = rule(TASKS, **knobs)
+    torch.testing.assert_close(rule(TASKS[[2, 0, 1]], **knobs), merged)
+    torch.testing.assert_close(rule(-TASKS, **knobs), -merged)
+
+
+def test_a_tie_of_signs_is_zero_whatever_the_order():
+    for majority in ("mass", "frequency"):
+        tie = torch.tensor([[1.0, 2.0], [-1.0, 2.0]])
+        assert ties(tie, density=1.0, majority=majority).tolist() == [0.0, 2.0]
+    uneven = torch.tensor([[3.0], [-1.0], [-1.0]])
+    assert ties(uneven, density=1.0, majority="mass").tolist() == [3.0]
+    assert ties(uneven, density=1.0, majority="frequency").tolist() == [-1.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ties(TASKS, density=0), "density=0"),
+        (lambda: ties(TASKS, density=1.1), "density=1.1"),
+        (lambda: dare_linear(TASKS, density=-0.5), "density=-0.5"),
+        (lambda: della(TASKS, epsilon=2), "epsilon=2"),
+        (lambda: breadcrumbs(TASKS, gamma=1), "gamma=1"),
+        (lambda: ties(TASKS, weights=[1]), "3 task vectors need as many weights"),
+        (lambda: linear(TASKS, weights=[1, 1, math.nan]), "each is a finite number"),
+        (lambda: slerp(TASKS[:2], weights=[-1, 1]), "none is below 0"),
+        (lambda: Recipe("average", density=0.2), "density=0.2 has no effect with method average"),
+        (lambda: Recipe("ties", gamma=0.2), "gamma=0.2 has no effect with method ties"),
+        (lambda: Recipe("della", scope="model"), "take scope=tensor"),
+        (lambda: Recipe("linear", scope="model"), "scope=model has no effect"),
+        (lambda: Recipe("ties", rank=0), "rank=0"),
+        (lambda: Recipe("tiez"), "Did you mean ties"),
+        (lambda: Recipe("ties", component_weights={"visio": (1,)}), "Did you mean vision"),
+    ],
+)
+def test_bad_knobs_are_refused(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_the_kth_largest_of_a_stream_is_exact():
+    values = torch.randn(2, 3000)
+    values[0, :1000] = 0
+    values[1, 7] = 0.0
+    expected = values.abs().sort(dim=1, descending=True).values
+    pieces = [(0, values[0, 1000:]), *((1, piece) for piece in values[1].split(700))]
+    ranks = (0, 1, 2, 1500, 2000, 2001, 3000)
+    found = kth_largest(lambda: iter(pieces), 3000, 2, ranks)
+    assert found[:, 0].isinf().all()
+    for i, rank in enumerate(ranks[1:], start=1):
+        assert torch.equal(found[:, i], expected[:, rank - 1])
+
+
+def _parts():
+    """Two adapters: a product and a tensor in both, a tensor in one alone."""
+    torch.manual_seed(0)
+    parts = [{"v.a": LowRank(torch.randn(20, 4), torch.randn(4, 30)), "l.b": torch.randn(7)}]
+    parts.append({"v.a": LowRank(torch.randn(20, 2), torch.randn(2, 30)), "l.b": torch.randn(7)})
+    parts[1]["l.c"] = torch.randn(5, 5)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [
+        (name, scope)
+        for name, rule in RULES.items()
+        for scope in ("model", "component", "tensor")
+        if scope == "tensor" or not rule.whole_tensors
+    ],
+)
+def test_merging_tensor_by_tensor_is_merging_the_whole_vector(name, scope, monkeypatch):
+    """Thresholds and angles are those of the scope, in pieces too; what an adapter lacks is zero."""
+    rule, parts = RULES[name], _parts()
+    has_scope = rule.needs_gram or rule.counts or rule.whole_tensors
+    monkeypatch.setattr("vlmpeft.merging.engine.PIECE", 100 if not rule.is_random else 2**23)
+    recipe = Recipe(
+        name, scope=scope if has_scope else None, weights=None if name == "average" else (1.0, 0.5)
+    )
+    found = {n: dense(d) for n, d in merge(parts, recipe, lambda n: n[0])}
+    keys = {"model": lambda n: "", "component": lambda n: n[0], "tensor": lambda n: n}
+    generator = torch.Generator().manual_seed(0)
+    extra = {"generator": generator} if rule.is_random else {}
+    if rule.is_random and not rule.whole_tensors:
+        scope = "tensor"  # draws follow the tensors
+    groups = {}
+    for n in found:
+        groups.setdefault(keys[scope](n), []).append(n)
+    for names in groups.values():
+        rows = [
+            torch.cat([dense(p[n]).flatten() if n in p else 0 * found[n].flatten() for n in names])
+            for p in parts
+        ]
+        expected = rule.merge(torch.stack(rows), **recipe.knobs(""), **extra)
+        ours = torch.cat([found[n].flatten() for n in names])
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_a_component_are_its_own():
+    parts = _parts()
+    recipe = Recipe("linear", weights=(1.0, 0.0), component_weights={"vision": (0.0, 1.0)})
+    found = dict(merge(parts, recipe, lambda n: {"v": "vision", "l": "language"}[n[0]]))
+    torch.testing.assert_close(dense(found["v.a"]), parts[1]["v.a"].dense())
+    torch.testing.assert_close(found["l.b"], parts[0]["l.b"])
+
+
+def test_a_weighted_sum_of_products_is_refactored_exactly():
+    """Against a decomposition of the dense sum in fp64."""
+    parts = [LowRank(torch.randn(60, 4), torch.randn(4, 50)) for _ in range(3)]
+    whole = weighted_sum(parts, (0.5, -1.0, 2.0))
+    expected = 0.5 * parts[0].dense() - parts[1].dense() + 2 * parts[2].dense()
+    exact, share = whole.truncated()
+    assert (exact.rank, share) == (12, 1.0)
+    torch.testing.assert_close(exact.dense(), expected, rtol=1e-4, atol=1e-4)
+    u, s, v = torch.linalg.svd(expected.double(), full_matrices=False)
+    best, share = whole.truncated(5)
+    torch.testing.assert_close(
+        best.dense().double(), (u[:, :5] * s[:5]) @ v[:5], rtol=1e-3, atol=1e-3
+    )
+    assert share == pytest.approx(float(s[:5].square().sum() / s.square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [3, 40])
+def test_the_best_of_a_rank_keeps_what_the_singular_values_say(rank):
+    matrix = torch.randn(120, 80) @ torch.diag(torch.linspace(0.01, 3, 80).square())
+    s = torch.linalg.svdvals(matrix.double())
+    found, share = best_of_rank(matrix, rank)
+    expected = float(s[:rank].square().sum() / s.square().sum())
+    assert (found.rank, share) == (rank, pytest.approx(expected, rel=2e-3))
+    left = (matrix - found.dense()).square().sum() / matrix.square().sum()
+    assert left.item() == pytest.approx(1 - expected, abs=2e-3)
