@@ -17,6 +17,8 @@ fine-tune vision-language models, component by component
   plan        what a config trains, without loading weights
   estimate    bytes and FLOPs of a config, beside full fine-tuning and QLoRA   --gb N
   data        check, template, workbench: look at data, begin a data set, write a built-in one
+  merge       several adapters -> one   --adapters A B --method ties --out DIR
+  chat        a conversation in the terminal   --adapter [NAME=]DIR --image PNG --once QUESTION
   doctor      versions, devices, one tiny step
 
   python -m vlmpeft fit --config lora_r16.yaml
@@ -56,18 +58,22 @@ def _fail(error: object, code: int) -> int:
 
 def _prepare_libraries(verb: str, args: list[str]) -> list[str]:
     """Quiet the libraries before they are imported; the arguments with configs found."""
-    for name, value in {
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }.items():
-        os.environ.setdefault(name, value)
+    _quiet_libraries()
     from vlmpeft.config import lightning_args
     from vlmpeft.torchvision_ops import declare_torchvision_ops
 
     args = lightning_args(verb, args)
     declare_torchvision_ops()
     return args
+
+
+def _quiet_libraries() -> None:
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 def _lightning(verb: str, args: list[str]) -> None:
@@ -99,15 +105,35 @@ def _check(args: list[str]) -> None:
     check_data(args)
 
 
+def _chat(verb: str, args: list[str]) -> None:
+    _quiet_libraries()
+    from vlmpeft.chatting import main as chat
+
+    chat(args)
+
+
 def _doctor(verb: str, args: list[str]) -> None:
     from vlmpeft.doctor import main as doctor
 
     doctor(args)
 
 
+def _merge(verb: str, args: list[str]) -> None:
+    _quiet_libraries()
+    from vlmpeft.config import with_found_configs
+    from vlmpeft.torchvision_ops import declare_torchvision_ops
+
+    declare_torchvision_ops()
+    from vlmpeft.combining import merge_adapters
+
+    merge_adapters(with_found_configs(args))
+
+
 VERBS: dict[str, Callable[[str, list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict", "plan", "estimate"), _lightning),
     "data": _data,
+    "merge": _merge,
+    "chat": _chat,
     "doctor": _doctor,
 }
 

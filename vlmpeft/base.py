@@ -243,6 +243,13 @@ def _keep_backward_exact_on_cpu(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  bitsandbytes' own
 
 
+def autocast(model: nn.Module) -> torch.autocast:
+    """bf16 where the base holds 16-bit weights, else nothing."""
+    narrow = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=next(iter(narrow), torch.bfloat16), enabled=bool(narrow))
+
+
 def recompute_activations(model: Any) -> None:
     """Turn on gradient checkpointing, which acts in train mode.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -46,6 +46,19 @@ class Limits:
     max_new_tokens: int
     end_ids: tuple[int, ...]
     pad_id: int
+
+
+def find_end_ids(model: Any, tokenizer: Any, answered: Iterable[int]) -> list[int]:
+    """What ends an answer: what the base says, and what ended the answers it learnt from."""
+    of_base = model.generation_config.eos_token_id
+    known = of_base if isinstance(of_base, list) else [of_base]
+    return sorted({*known, *answered, tokenizer.eos_token_id} - {None})
+
+
+def find_pad_id(tokenizer: Any) -> int:
+    """The tokenizer's filler, else its end token."""
+    pad = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
 
 
 class _BestLogProbability:
@@ -102,10 +115,13 @@ class WholePrompts:
                 return _to(collate_fn(bare, self.limits.pad_id), device) | found
         return _to(collate_fn(encoded, self.limits.pad_id), device)
 
-    def _generate(self, samples: Sequence[Sample]) -> list[tuple[list[int], list[float]]]:
-        from transformers import LogitsProcessorList  # seconds, which --help need not wait for
+    def generate(self, samples: Sequence[Sample], **kwargs: Any) -> list[list[int]]:
+        """Greedy answers up to and with their end token, sample by sample.
 
-        recorder = _BestLogProbability()
+        Args:
+            samples: each is answered from what stands before its first supervised turn.
+            kwargs: more for the model's `generate`, e.g. a streamer.
+        """
         apart = has_encoder(self.model)  # the encoder's positions count from the left
         side: Literal["left", "right"] = "right" if apart else "left"
         prompts = self._batch(samples, partial(collate_prompts, side=side))
@@ -119,9 +135,15 @@ class WholePrompts:
             top_k=None,
             eos_token_id=list(self.limits.end_ids),
             pad_token_id=self.limits.pad_id,
-            logits_processor=LogitsProcessorList([recorder]),
+            **kwargs,
         )[:, 1 if apart else prompts["input_ids"].shape[1] :]
-        answers = [self._cut(ids) for ids in output.tolist()]
+        return [self._cut(ids) for ids in output.tolist()]
+
+    def _generate(self, samples: Sequence[Sample]) -> list[tuple[list[int], list[float]]]:
+        from transformers import LogitsProcessorList  # seconds, which --help need not wait for
+
+        recorder = _BestLogProbability()
+        answers = self.generate(samples, logits_processor=LogitsProcessorList([recorder]))
         if recorder.steps:
             rows = torch.stack(recorder.steps, dim=1).tolist()  # (B, steps)
         else:  # Janus's `generate` drops logits processors

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.base import BaseSpec, load_base, load_processor, recompute_activations
+from vlmpeft.base import BaseSpec, autocast, load_base, load_processor, recompute_activations
 from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
 from vlmpeft.metrics.build import MetricSpec, build_metric
@@ -140,13 +140,7 @@ class VLMModule(pl.LightningModule):
 
     def autocast(self) -> AbstractContextManager:
         """bf16 where the base holds 16-bit weights, else nothing."""
-        narrow = {p.dtype for p in self.model.parameters() if p.is_floating_point()} - {
-            torch.float32
-        }
-        device = next(self.model.parameters()).device.type
-        return torch.autocast(
-            device, dtype=next(iter(narrow), torch.bfloat16), enabled=bool(narrow)
-        )
+        return autocast(self.model)
 
     # -- training ------------------------------------------------------------------------------
 

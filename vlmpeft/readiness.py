@@ -7,6 +7,7 @@ from typing import Any
 from vlmpeft.adapters import adapter_plan, check_base, load_tensors, read_manifest
 from vlmpeft.base import origin
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.decoding import find_end_ids
 from vlmpeft.errors import UserError
 from vlmpeft.module import VLMModule
 from vlmpeft.scoring import Scorer
@@ -14,14 +15,11 @@ from vlmpeft.scoring import Scorer
 
 def make_scorer(module: VLMModule, data: VLMData, adapter: str | None = None) -> Scorer:
     """The scorer of a run: its token limit is the longest training answer, or what the adapter was saved with."""
-    tokenizer = module.processor.tokenizer
     if decoding := read_manifest(adapter).get("decoding") if adapter else None:
         limit, ends = decoding["max_new_tokens"], decoding["end_ids"]
     else:
-        generation = module.model.generation_config.eos_token_id
-        known = generation if isinstance(generation, list) else [generation]
-        found = {*known, *data.end_ids, tokenizer.eos_token_id} - {None}
-        limit, ends = data.max_target_tokens, sorted(found)
+        limit = data.max_target_tokens
+        ends = find_end_ids(module.model, module.processor.tokenizer, data.end_ids)
     _check_groups(module, data)
     return Scorer(data.encoder, module.metrics, limit, ends, data.group_by)
 

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
-from vlmpeft.decoding import Decoded, Limits, WholePrompts
+from vlmpeft.decoding import Decoded, Limits, WholePrompts, find_pad_id
 from vlmpeft.features import FeatureCache, Sample
 from vlmpeft.metrics import Answer, TextMetric
 from vlmpeft.prefixes import SharedPrefixes
@@ -95,9 +95,7 @@ class Scorer:
         return scores_by_group(self.metrics, self.items, self.group_by)
 
     def _limits(self) -> Limits:
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        return Limits(self.max_new_tokens, tuple(self.end_ids), pad)
+        return Limits(self.max_new_tokens, tuple(self.end_ids), find_pad_id(self.tokenizer))
 
     def _choice_ids(self, sample: Sample) -> list[list[int]]:
         item, _ = sample

@@ -21,6 +21,7 @@ from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.dataset import EncodedDataset, Item, scored_items
 from vlmpeft.data.digests import Digests
 from vlmpeft.data.encode import Encoded, Encoder
+from vlmpeft.data.images import DEFAULT_MAX_PIXELS
 from vlmpeft.data.measure import Measured, measure
 from vlmpeft.data.reading import SPLITS, Read, SplitReader
 from vlmpeft.data.rows import Columns, Recipe, as_choices, check_target
@@ -70,7 +71,7 @@ class VLMData(pl.LightningDataModule):
         group_by: str | None = None,
         batch_size: int = 16,
         max_length: int = 2048,
-        max_pixels: int | None = 401_408,
+        max_pixels: int | None = DEFAULT_MAX_PIXELS,
         over_length: Literal["error", "drop"] = "error",
         on_error: Literal["error", "skip"] = "error",
         chat_template: str | None = None,

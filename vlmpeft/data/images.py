@@ -21,6 +21,7 @@ from vlmpeft.data.conversation import Image
 from vlmpeft.errors import UserError
 
 MAX_PIXELS = 100_000_000
+DEFAULT_MAX_PIXELS = 401_408  # of a picture that a model is shown
 # Qwen-VL's processors raise on pictures that are longer than this
 MAX_ASPECT_RATIO = 200
 _OVERSIZED = rf"Image size \((?!{MAX_PIXELS} )\d{{{len(str(MAX_PIXELS))},}} pixels"

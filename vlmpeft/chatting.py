@@ -1,0 +1,144 @@
+"""`chat`: a conversation in the terminal, or one question of a script."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from vlmpeft.adapters import read_manifest
+from vlmpeft.base import BaseSpec, Bits, Width, load_base, origin
+from vlmpeft.chat import Chat, read_picture
+from vlmpeft.config import quiet_libraries
+from vlmpeft.data.arguments import Parser
+from vlmpeft.errors import UserError
+from vlmpeft.switching import AdapterSwitch, KeptAdapter, read_adapters
+from vlmpeft.terminal import Terminal, in_our_options, note, note_cut
+
+
+def main(args: list[str]) -> None:
+    """Run `chat ...`: answers go to stdout, everything else to stderr.
+
+    Raises:
+        UserError: wrong options; an adapter that is broken, of another base or of a taken name; with
+            --once also a question that cannot be answered.
+    """
+    settings = _parser().parse_args(args)
+    with _our_options(), contextlib.redirect_stdout(sys.stderr):
+        chat = _load(settings)
+        answer = chat.ask(settings.once) if settings.once is not None else None
+    if answer is None:
+        Terminal(chat).run()
+        return
+    print(answer.text)  # noqa: T201
+    note_cut(answer)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="chat", description="Talk with a base and its adapters, in the terminal.")
+    bits = BaseSpec().bits.language
+    parser.add_argument(
+        "--base", help="tiny, a folder or a hub id; default: the adapter's, else tiny"
+    )
+    parser.add_argument(
+        "--bits", choices=get_args(Width), default=bits, help=f"of the language model; {bits}"
+    )
+    parser.add_argument(
+        "--adapter",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="one or several; the last one answers first",
+    )
+    parser.add_argument("--image", help="a picture to talk about")
+    parser.add_argument(
+        "--once", type=_question, metavar="QUESTION", help="print the answer and nothing else"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=_positive, help="of an answer; default: as the adapter was scored"
+    )
+    parser.add_argument("--chat_template", help="of a base that has none: a file or a shipped name")
+    return parser
+
+
+def _question(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty question")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; give 1 or more")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _our_options() -> Iterator[None]:
+    """Errors say what can be given to this verb."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(in_our_options(error)) from error
+
+
+def _load(settings: argparse.Namespace) -> Chat:
+    """What can be wrong is looked at before the base is loaded, which takes minutes for a big one."""
+    if settings.image is not None:
+        read_picture(settings.image)
+    folders = [_named(text) for text in settings.adapter]
+    spec = _base(settings, [folder for _, folder in folders])
+    base = origin(spec) if folders else {}
+    adapters = read_adapters(folders, base)
+    for adapter in adapters.values():
+        _note_bits(adapter, base)
+    model, processor, components = load_base(spec, "cuda" if torch.cuda.is_available() else "cpu")
+    quiet_libraries()
+    chat = Chat(
+        AdapterSwitch(model, components, adapters),
+        processor,
+        chat_template=settings.chat_template,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    chat.use(folders[-1][0] if folders else None)
+    if settings.image is not None:
+        chat.show(settings.image)
+    return chat
+
+
+def _named(text: str) -> tuple[str, str]:
+    """[NAME=]DIR as (name, folder); of runs/NAME/adapter the name is the run's.
+
+    >>> _named("json=runs/a/adapter"), _named("runs/a/adapter"), _named("tuned/")
+    (('json', 'runs/a/adapter'), ('a', 'runs/a/adapter'), ('tuned', 'tuned/'))
+    """
+    name, mark, folder = text.partition("=")
+    if mark and name and folder and "/" not in name and not Path(text).is_dir():
+        return name, folder
+    path = Path(text).absolute()
+    return (path.parent.name if path.name == "adapter" else path.name), text
+
+
+def _base(settings: argparse.Namespace, folders: list[str]) -> BaseSpec:
+    """The base that was given, else the one that the last adapter was trained on."""
+    bits = Bits(language=settings.bits)
+    trained_on = {"id": "tiny", "revision": None}
+    for folder in folders:
+        trained_on = read_manifest(folder)["base"]
+    if settings.base in (None, trained_on["id"]):
+        return BaseSpec(trained_on["id"], bits, revision=trained_on["revision"])
+    return BaseSpec(settings.base, bits)
+
+
+def _note_bits(adapter: KeptAdapter, base: dict[str, Any]) -> None:
+    if adapter.same_bits:
+        return
+    trained, here = adapter.manifest["base"]["bits"], base["bits"]
+    other = [f"{k} {trained.get(k)}, here {here[k]}" for k in here if here[k] != trained.get(k)]
+    note(f"adapter {adapter.name} was trained on a base in other bits: {'; '.join(other)}")
