@@ -22,6 +22,7 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import Result
 from vlmpeft.records import write_json
+from vlmpeft.tuning import GRID, Judge, grid_of, plain, search
 
 LISTS = ("--adapters", "--weights", "--data")
 
@@ -43,6 +44,21 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML with these keys.")
     parser.add_argument("--adapters", type=tuple[str, ...], default=(), help="Adapter folders.")
     parser.add_class_arguments(Recipe)
+    parser.add_argument(
+        "--tune",
+        type=str | None,
+        default=None,
+        help=f"Knobs to choose on --data, of {', '.join(GRID)}; e.g. lam,density.",
+    )
+    parser.add_argument(
+        "--data",
+        type=tuple[str, ...],
+        default=(),
+        help="Files of conversations that merges are scored on by exact match; the mean decides.",
+    )
+    parser.add_argument(
+        "--limit", type=int | None, default=None, help="Items of each that are scored."
+    )
     parser.add_argument("--out", type=str | None, default=None, help="Folder that is written.")
     parser.add_argument("--base", type=str | None, default=None, help="Where the base is now.")
     parser.add_argument(
@@ -101,9 +117,12 @@ def merge_adapters(args: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr if settings.json else sys.stdout):
         quiet_libraries()
         merger = read_adapters(settings.adapters, settings.base, settings.allow_base_mismatch)
+        tried = None
+        if settings.tune:
+            recipe, tried = _tuned(merger, recipe, settings)
         result = merger.merge(recipe)
         found = merger.conflicts()
-        merger.save(result, recipe, out)
+        merger.save(result, recipe, out, tried)
     write_json(out / "conflicts.json", {"conflicts": [asdict(conflict) for conflict in found]})
     if settings.explain:
         draw_conflicts(found, out / "conflicts.png")
@@ -120,6 +139,19 @@ def _recipe(settings: Any) -> Recipe:
         return Recipe(**{f.name: plain[f.name] for f in fields(Recipe)})
     except UserError as error:
         raise UserError(f"merge: {error}") from error
+
+
+def _tuned(merger: Merger, recipe: Recipe, settings: Any) -> tuple[Recipe, list[dict[str, Any]]]:
+    """The recipe with the knobs of --tune chosen on --data, and the search."""
+    if not settings.data:
+        raise UserError("merge: --tune needs validation data: --data val.json [other.json ...]")
+    grid = grid_of(settings.tune.split(","), recipe)
+    judge = Judge(merger, {name: name for name in settings.data}, limit=settings.limit)
+    chosen, tried = search(merger, recipe, grid, judge.scores)
+    best = max(tried, key=lambda one: one.mean)
+    knobs = ", ".join(f"{knob} {value:g}" for knob, value in best.knobs.items())
+    print(f"tuned on {len(tried)} points: {knobs} (mean {judge.metric.name} {best.mean:.4f})")  # noqa: T201
+    return chosen, plain(tried)
 
 
 def _target(out: str | None) -> Path:

@@ -31,12 +31,24 @@ class Merger:
         model: their base; without weights where nothing needs them.
         components: of the model.
         manifests: of the adapters.
+        base: where the base is; None is where the first adapter says.
     """
 
     operands: list[Operand]
     model: Any
     components: Components
     manifests: list[dict[str, Any]]
+    base: str | None = None
+
+    @property
+    def spec(self) -> BaseSpec:
+        """The base, in the widths that the first adapter was trained on."""
+        return _spec(self.manifests[0]["base"], self.base)
+
+    @property
+    def processor(self) -> Any:
+        """The first adapter's."""
+        return _processor(Path(self.operands[0].folder))
 
     def conflicts(self) -> list[Conflict]:
         """Where they disagree, by component and layer."""
@@ -84,8 +96,17 @@ class Merger:
                     full.add(name)
         return {name: rank for name, rank in found.items() if name not in full}
 
-    def save(self, result: Result, recipe: Recipe, out: Path) -> Plan:
-        """Write the merged adapter; it appears whole or not at all. Returns its plan."""
+    def save(
+        self, result: Result, recipe: Recipe, out: Path, search: list[dict[str, Any]] | None = None
+    ) -> Plan:
+        """Write the merged adapter; it appears whole or not at all. Returns its plan.
+
+        Args:
+            result: of the merge.
+            recipe: that it was made by.
+            out: the folder.
+            search: how the recipe's knobs were chosen, for the manifest.
+        """
         first = self.manifests[0]
         attached = attach_result(result, self.model, self.components)
         folder = Path(self.operands[0].folder)
@@ -94,19 +115,20 @@ class Merger:
             save_adapter(
                 out,
                 attached,
-                processor=_processor(folder),
+                processor=self.processor,
                 base=first["base"],
                 chat_template=template.read_text() if template.is_file() else None,
-                decoding=self._decoding(),
+                decoding=self.decoding,
                 max_pixels=first.get("max_pixels"),
                 card=self._card(recipe, result),
-                extra={"merge": self._origin(recipe)},
+                extra={"merge": self._origin(recipe) | {"search": search}},
             )
             return attached.plan
         finally:
             attached.detach()
 
-    def _decoding(self) -> dict[str, Any] | None:
+    @property
+    def decoding(self) -> dict[str, Any] | None:
         """Limits that fit the answers of all."""
         found = [m["decoding"] for m in self.manifests if m.get("decoding")]
         if not found:
@@ -172,7 +194,7 @@ def read_adapters(
         model = meta_model(specs[0])
         components = find_components(model)
         operands = [read_operand(folder, model, components) for folder in folders]
-        return Merger(operands, model, components, manifests)
+        return Merger(operands, model, components, manifests, base)
     operands, loaded = [], {}
     for folder, spec in zip(folders, specs, strict=True):
         if spec not in loaded:
@@ -182,7 +204,7 @@ def read_adapters(
     if specs[0] not in loaded:
         loaded = {specs[0]: load_base(specs[0])}
     model, _, components = loaded[specs[0]]
-    return Merger(operands, model, components, manifests)
+    return Merger(operands, model, components, manifests, base)
 
 
 def _spec(base: dict[str, Any], path: str | None) -> BaseSpec:

@@ -12,6 +12,7 @@ from pathlib import Path
 from vlmpeft.data.workbench.format import FORMAT, FORMAT_SCENE
 from vlmpeft.data.workbench.scene import SPLITS, draw_scene, random_scene
 from vlmpeft.data.workbench.source import SOURCE, Ask, Question
+from vlmpeft.data.workbench.trade import PAINTS, STOCK
 from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.shipped import cache_dir
 
@@ -33,6 +34,8 @@ TASKS = {
     "source": Task(SOURCE),
     "format": Task(FORMAT),
     "format_scene": Task(FORMAT_SCENE),
+    "paints": Task(PAINTS, train=800),
+    "stock": Task(STOCK, train=800),
 }
 
 
