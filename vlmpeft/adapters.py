@@ -21,6 +21,7 @@ PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"
 OWN_WEIGHTS = "adapter.safetensors"
 MANIFEST = "manifest.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def save_adapter(
@@ -193,9 +194,15 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"adapter {folder}: there is no {MANIFEST}; give a folder that `fit` wrote")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
         raise UserError(f"adapter {folder}: {MANIFEST} is not valid JSON: {error}") from error
+    lacks = [key for key in ("plan", "base", "tensors") if not isinstance(manifest, dict) or key not in manifest]
+    if lacks:
+        raise UserError(
+            f"adapter {folder}: {MANIFEST} lacks {', '.join(lacks)}; give a folder that `fit` wrote"
+        )
+    return manifest
 
 
 def adapter_plan(folder: str | Path) -> Plan:
@@ -297,22 +304,49 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     """Every tensor of an adapter folder, on the CPU, by the name PEFT would give it.
 
     Raises:
-        UserError: no weights, or broken ones.
+        UserError: no weights, broken ones, other tensors than the manifest lists, a NaN or an infinity.
     """
     path = weights_file(Path(folder))
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except Exception as error:
         raise UserError(f"adapter {folder}: {path.name} is broken: {error}") from error
+    _check_inventory(folder, path.name, tensors)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            kind = "a NaN" if tensor.isnan().any() else "an infinity"
+            raise UserError(
+                f"adapter {folder}: {name} in {path.name} holds {kind}; take an earlier checkpoint of the run, or train again "
+                "with a lower learning rate"
+            )
+    return tensors
+
+
+def _check_inventory(folder: str | Path, file: str, tensors: dict[str, Tensor]) -> None:
+    listed = read_manifest(folder)["tensors"]
+    if wrong := listed.keys() ^ tensors.keys():
+        kind = "is not in it" if min(wrong) in listed else "is in it alone"
+        raise UserError(
+            f"adapter {folder}: {file} does not fit the plan in {MANIFEST}: {len(wrong)} tensors, e.g. {min(wrong)} "
+            f"{kind}; copy or train the adapter again"
+        )
 
 
 def weights_file(folder: Path) -> Path:
     """The safetensors of an adapter folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; a pickle in its place is named and never loaded.
     """
     path = next((folder / n for n in (PEFT_WEIGHTS, OWN_WEIGHTS) if (folder / n).is_file()), None)
-    if path is None:
-        raise UserError(f"adapter {folder} has no weights ({PEFT_WEIGHTS} or {OWN_WEIGHTS})")
-    return path
+    if path is not None:
+        return path
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        raise UserError(
+            f"adapter {folder} has {pickles[0]}, a pickle, where {PEFT_WEIGHTS} is due; it was not loaded, since a pickle "
+            "can run code: save the tensors as safetensors"
+        )
+    raise UserError(
+        f"adapter {folder} has no weights ({PEFT_WEIGHTS} or {OWN_WEIGHTS}): half written or half copied; copy or train it again"
+    )

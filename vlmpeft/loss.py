@@ -32,6 +32,12 @@ def supervised_loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
 
 def token_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """-log p of every supervised token, fp32 (N,), in reading order over the batch."""
+    logits, targets = supervised_logits(model, batch)
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def supervised_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) that predict the supervised tokens, and those tokens (N,), in reading order over the batch."""
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     if has_encoder(model):
         inputs, targets = split_answers(model, inputs, batch["labels"])
@@ -41,7 +47,7 @@ def token_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
         keep = F.pad(targets != IGNORE, (0, 1))  # position t predicts token t + 1
     with head_sees_only(model.get_output_embeddings(), keep):
         logits = model(**inputs, use_cache=False).logits.squeeze(0)  # (N, V)
-    return F.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="none")
+    return logits, targets[targets != IGNORE]
 
 
 @contextmanager
