@@ -20,6 +20,7 @@ from vlmpeft.merging.combine import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.records import versions, write_json
+from vlmpeft.torchvision_ops import declare_torchvision_ops
 from vlmpeft.tuning import Judge, plain, search
 
 TASKS = ("format", "paints", "stock")
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--val_items", type=int, default=100)
     args = parser.parse_args()
+    declare_torchvision_ops()
     for seed in args.seeds:
         write_json(OUT / f"seed{seed}.json", one_seed(args, seed))
         print(f"seed {seed} written", flush=True)
