@@ -14,6 +14,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from factorwise import cosine, peft_ties
+
 from vlmpeft.adapters import load_adapter
 from vlmpeft.errors import UserError
 from vlmpeft.merging.combine import Merger, read_adapters
@@ -52,6 +54,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     for name, folder in [*zip(TASKS, folders, strict=True), ("multitask", _multi(args, seed))]:
         rows[name] = {"test": _of_adapter(folder, test)}
     rows |= {name: row for rule in RULES for name, row in _rule(rule, merger, val, test).items()}
+    rows["PEFT's ties, on A and B"] = _peft_row(merger, test)
     return {
         "schema": 1,
         "seed": seed,
@@ -93,6 +96,15 @@ def _rule(name: str, merger: Merger, val: Judge, test: Judge) -> dict[str, Any]:
         rows[f"{name}, tuned"] = {"knobs": _knobs(chosen), "search": plain(tried), "test": scores}
     print(name, rows[name]["test"], rows.get(f"{name}, tuned", {}).get("test"), flush=True)
     return rows
+
+
+def _peft_row(merger: Merger, test: Judge) -> dict[str, Any]:
+    """PEFT's factor-wise ties on the language model beside the same projector as dW-TIES has."""
+    ours = merger.merge(Recipe("ties", rank="full"))
+    theirs = peft_ties(test.model, [o.deltas for o in merger.operands], density=0.2)
+    similar = cosine(theirs, ours.tensors)
+    ours.tensors |= theirs
+    return {"cosine_to_ties": similar, "test": test.scores(ours)}
 
 
 def _knobs(recipe: Recipe) -> dict[str, Any]:
