@@ -25,8 +25,9 @@ from vlmpeft.strategies import (
 )
 from vlmpeft.strategies.dense import Dense
 from vlmpeft.strategies.low_rank import dense
+from vlmpeft.tuning import GRID
 
-from .conftest import call, randomize, write_json
+from .conftest import call, llava, randomize, write_json
 from .test_strategies import batch, logits  # noqa: F401  a fixture
 
 BASE = BaseSpec(bits=Bits(language="fp32"))
@@ -52,7 +53,13 @@ def adapters(tiny, tmp_path):
         attached = attach(plan, model, components)
         randomize(attached)
         folders[name] = str(
-            save_adapter(tmp_path / name, attached, processor=processor, base=origin(BASE))
+            save_adapter(
+                tmp_path / name,
+                attached,
+                processor=processor,
+                base=origin(BASE),
+                decoding={"max_new_tokens": 4, "end_ids": [processor.tokenizer.eos_token_id]},
+            )
         )
         attached.detach()
     return folders
@@ -222,9 +229,28 @@ def test_merge_writes_an_adapter_and_says_what_it_is(adapters, tmp_path, capsys)
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
+def test_tuned_knobs_are_those_of_the_best_mean_and_the_search_is_kept(
+    adapters, tmp_path, pictures
+):
+    records = [
+        llava("what colour is the part at the top left?", "red", image=f"{n}.png") for n in "abc"
+    ]
+    data = write_json(pictures / "val.json", records)
+    args = [adapters["low"], adapters["other"], "--method", "dare_linear", "--tune", "lam"]
+    assert call(*VERB, *args, "--data", data, "--out", tmp_path / "merged") == 0
+    found = json.loads((tmp_path / "merged/manifest.json").read_text())["merge"]
+    assert len(found["search"]) == len(GRID["lam"])
+    best = max(found["search"], key=lambda one: one["mean"])
+    assert best["knobs"] == {"lam": found["recipe"]["lam"]}
+    assert best["mean"] == pytest.approx(sum(best["scores"].values()) / len(best["scores"]))
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["low", "--tune", "lam"], "--tune needs validation data"),
+        (["low", "--tune", "lamb", "--data", "x.json"], "Did you mean lam?"),
+        (["low", "--tune", "gamma", "--data", "x.json"], "has no effect with method ties"),
         (["low", "bottleneck"], "BottleneckAdapter on language is no change of weights"),
         (["low", "elsewhere"], "--allow_base_mismatch merges them all the same"),
         (["low", "nowhere"], "there is no manifest.json"),
@@ -288,7 +314,7 @@ def test_a_merge_is_scored_from_a_config_as_the_adapter_itself_is(adapters, tmp_
     losses = []
     for args in (["--adapter", adapters["lora"]], plan, ["--model.plan.language=LoRA"]):
         capsys.readouterr()
-        assert call("test", "--config=lora_r16.yaml", bits, *args) == 0
+        assert call("test", "--config=lora_r16.yaml", "--eval.limit=40", bits, *args) == 0
         losses.append(json.loads(capsys.readouterr().out.splitlines()[-1])["test/loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] != pytest.approx(losses[0], rel=1e-2)
