@@ -16,6 +16,7 @@ from vlmpeft.merging.registry import RULES
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import (
     IA3,
+    BitFit,
     BottleneckAdapter,
     DoRA,
     Full,
@@ -47,6 +48,8 @@ def adapters(tiny, tmp_path):
         "bottleneck": Plan(language=BottleneckAdapter()),
         "bottleneck2": Plan(language=BottleneckAdapter()),
         "prompt": Plan(language=PromptTuning()),
+        "projector": Plan(projector=LoRA(r=2)),
+        "biases": Plan(projector=BitFit()),
     }
     folders = {}
     for name, plan in plans.items():
@@ -121,6 +124,24 @@ def test_a_written_merge_answers_as_the_same_merge_on_the_fly(
     merged = Merged(folders, rule)
     attached = attach(Plan(projector=merged, language=merged), model, components)
     torch.testing.assert_close(logits(model, batch), written, rtol=1e-4, atol=2e-3)
+
+
+def test_a_lora_and_a_bias_of_one_layer_are_merged_into_both(tiny, adapters, batch, tmp_path):  # noqa: F811
+    """PEFT's wrapper renames the bias, so the two cannot be put on as they are."""
+    model, _, components = tiny
+    merger = read_adapters([adapters["projector"], adapters["biases"]])
+    recipe = Recipe("task_arithmetic")
+    merger.save(merger.merge(recipe), recipe, tmp_path / "merged")
+    attached = load_adapter(tmp_path / "merged", model, components)
+    found, ours = attached.deltas(), logits(model, batch)
+    attached.detach()
+    expected = [dense(d) for o in merger.operands for d in o.deltas.values()]
+    assert len(found) == len(expected) == 4
+    for name, delta in ((n, d) for o in merger.operands for n, d in o.deltas.items()):
+        torch.testing.assert_close(found[name], dense(delta), rtol=1e-4, atol=1e-6)
+    merged = Merged((adapters["projector"], adapters["biases"]), "task_arithmetic")
+    attached = attach(Plan(projector=merged), model, components)
+    torch.testing.assert_close(logits(model, batch), ours, rtol=1e-4, atol=1e-3)
 
 
 def test_a_merge_of_loras_is_a_lora_that_plain_peft_loads(tiny, adapters, batch, tmp_path):  # noqa: F811
