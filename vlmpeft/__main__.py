@@ -18,6 +18,7 @@ fine-tune vision-language models, component by component
   estimate    bytes and FLOPs of a config, beside full fine-tuning and QLoRA   --gb N
   data        check, template, workbench: look at data, begin a data set, write a built-in one
   merge       several adapters -> one   --adapters A B --method ties --out DIR
+  export      adapter -> merged checkpoint, PEFT folder, vLLM folder   --adapter DIR --to merged --out DIR
   chat        a conversation in the terminal   --adapter [NAME=]DIR --image PNG --once QUESTION
   doctor      versions, devices, one tiny step
 
@@ -118,6 +119,16 @@ def _doctor(verb: str, args: list[str]) -> None:
     doctor(args)
 
 
+def _export(verb: str, args: list[str]) -> None:
+    _quiet_libraries()
+    from vlmpeft.torchvision_ops import declare_torchvision_ops
+
+    declare_torchvision_ops()
+    from vlmpeft.exporting import main as export
+
+    export(args)
+
+
 def _merge(verb: str, args: list[str]) -> None:
     _quiet_libraries()
     from vlmpeft.config import with_found_configs
@@ -133,6 +144,7 @@ VERBS: dict[str, Callable[[str, list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict", "plan", "estimate"), _lightning),
     "data": _data,
     "merge": _merge,
+    "export": _export,
     "chat": _chat,
     "doctor": _doctor,
 }

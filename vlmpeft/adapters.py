@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlmpeft import __version__
-from vlmpeft.components import Components
+from vlmpeft.base import BaseSpec, Bits
+from vlmpeft.components import PLANNED, Components
 from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan, Plan, attach
 
@@ -197,7 +198,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"adapter {folder}: {MANIFEST} is not valid JSON: {error}") from error
-    lacks = [key for key in ("plan", "base", "tensors") if not isinstance(manifest, dict) or key not in manifest]
+    lacks = [
+        key
+        for key in ("plan", "base", "tensors")
+        if not isinstance(manifest, dict) or key not in manifest
+    ]
     if lacks:
         raise UserError(
             f"adapter {folder}: {MANIFEST} lacks {', '.join(lacks)}; give a folder that `fit` wrote"
@@ -208,6 +213,20 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 def adapter_plan(folder: str | Path) -> Plan:
     """The plan an adapter was trained with."""
     return Plan.from_dict(read_manifest(folder)["plan"])
+
+
+def trained_base(folder: str | Path, path: str | None = None) -> BaseSpec:
+    """The base an adapter was trained on, in the widths it was trained on.
+
+    Args:
+        folder: the adapter.
+        path: where the base is now; None is where it was.
+    """
+    base = read_manifest(folder)["base"]
+    bits = {name: base["bits"][name] for name in PLANNED}
+    knobs = {k: base["bits"][k] for k in ("double_quant", "compute") if k in base["bits"]}
+    revision = base.get("revision") if path in (None, base["id"]) else None
+    return BaseSpec(path or base["id"], Bits(**bits), revision=revision, **knobs)
 
 
 def check_base(folder: str | Path, base: dict[str, Any]) -> str:

@@ -48,6 +48,20 @@ def quantize_linears(
     return len(found)
 
 
+@torch.no_grad()
+def requantized(layer: Any, weight: torch.Tensor) -> Any:
+    """A bitsandbytes layer like `layer`, of another weight (d_out, d_in), in the same bits and blocks."""
+    whole = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    dtype = layer.compute_dtype if hasattr(layer, "compute_dtype") else torch.float16
+    state = getattr(layer.weight, "quant_state", None)
+    whole.weight = nn.Parameter(weight.to(state.dtype if state else dtype), requires_grad=False)
+    whole.bias = layer.bias
+    whole.train(layer.training)
+    if state is None:
+        return _int8(whole)
+    return _4bit(whole, state.quant_type, state.nested, layer.compute_dtype)
+
+
 def _4bit(layer: nn.Linear, width: str, double_quant: bool, compute_dtype: torch.dtype) -> Any:
     nn_4bit: Any = importlib.import_module("bitsandbytes.nn")  # its types are not to be had
     new = nn_4bit.Linear4bit(

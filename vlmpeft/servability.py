@@ -15,6 +15,7 @@ ENGINES: tuple[Engine, ...] = ("peft", "vllm")
 
 # vLLM 0.26, vllm/config/lora.py: the default of max_lora_rank, and the values it may have
 _VLLM_RANK, _VLLM_RANKS = 16, (1, 8, 16, 32, 64, 128, 256, 320, 512)
+MAX_RANK = _VLLM_RANKS[-1]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,14 @@ class Verdict:
     reason: str = ""
 
 
-def judge(attached: AttachedPlan, engine: Engine) -> dict[str, Verdict]:
-    """Component -> verdict, of every component that is trained."""
+def judge(attached: AttachedPlan, engine: Engine, *, folded: bool = False) -> dict[str, Verdict]:
+    """Component -> verdict, of every component that is trained.
+
+    Args:
+        attached: the plan on its model.
+        engine: peft or vllm.
+        folded: scales are multiplied into B before it is loaded, as `export` does, so unequal ones do not matter.
+    """
     active = [attachment for attachment in attached.attachments if attachment.trainable]
     found: dict[str, Verdict] = {}
     for attachment in active:
@@ -41,7 +48,7 @@ def judge(attached: AttachedPlan, engine: Engine) -> dict[str, Verdict]:
         is_loadable = known.is_loadable and verdict.is_loadable
         found[attachment.component] = Verdict(is_loadable, reasons)
     lora = _lora_settings(active)
-    if problem := _together(lora, engine):
+    if problem := _together(_scaled_alike(lora) if folded else lora, engine):
         for component in {a.component for a in active if a.peft and a.peft.lora}:
             found[component] = Verdict(False, problem)
     if engine == "peft" and found and not lora:
@@ -72,6 +79,15 @@ def _lora_settings(active: list[Attachment]) -> dict[str, Mapping[str, Any]]:
     return {t: s for a in active if a.peft for t, s in a.peft.lora.items()}
 
 
+def _scaled_alike(lora: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {t: {**s, "rslora": False, "alpha": s["r"]} for t, s in lora.items()}
+
+
+def max_lora_rank(most: int) -> int:
+    """What vLLM's --max-lora-rank has to be for a rank: the smallest value it may have, 8 or more."""
+    return next(rank for rank in _VLLM_RANKS if rank >= max(most, 8))
+
+
 def _peft(attachment: Attachment) -> Verdict:
     if attachment.peft is None:
         name = type(attachment.strategy).__name__
@@ -91,13 +107,11 @@ def _vllm(attachment: Attachment) -> Verdict:
     if any(settings["dora"] for settings in part.lora.values()):
         return Verdict(False, "vLLM refuses DoRA (vllm/lora/peft_helper.py)")
     most = max(settings["r"] for settings in part.lora.values())
-    if most > _VLLM_RANKS[-1]:
-        return Verdict(
-            False, f"r={most} is more than vLLM's largest max_lora_rank, {_VLLM_RANKS[-1]}"
-        )
+    if most > MAX_RANK:
+        return Verdict(False, f"r={most} is more than vLLM's largest max_lora_rank, {MAX_RANK}")
     wanted = []
     if most > _VLLM_RANK:
-        wanted.append(f"--max-lora-rank {next(rank for rank in _VLLM_RANKS if rank >= most)}")
+        wanted.append(f"--max-lora-rank {max_lora_rank(most)}")
     if attachment.component != "language":
         wanted.append(
             "--enable-tower-connector-lora, if vLLM has it for this model (vllm-project/vllm#31479)"

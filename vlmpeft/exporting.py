@@ -1,0 +1,261 @@
+"""`export`: an adapter -> a merged checkpoint, a PEFT folder or a vLLM folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vlmpeft.adapter_export import AdapterExport
+from vlmpeft.adapters import adapter_plan, check_base, read_manifest, read_tensors, trained_base
+from vlmpeft.base import BaseSpec, meta_model, origin
+from vlmpeft.components import find_components
+from vlmpeft.config import quiet_libraries
+from vlmpeft.data.arguments import Parser
+from vlmpeft.data.encode import Encoder
+from vlmpeft.equivalence import BUILT_IN, encode_items, read_items
+from vlmpeft.errors import UserError
+from vlmpeft.export import load_processor, refuse_existing, write_report, written_whole
+from vlmpeft.export_card import card
+from vlmpeft.features import Sample
+from vlmpeft.merged_export import MergedExport, Onto
+from vlmpeft.plan import AttachedPlan, attach
+from vlmpeft.records import versions
+
+
+def main(args: list[str]) -> None:
+    """Run `export ...`.
+
+    Raises:
+        UserError: wrong options, a broken adapter, one of another base or with parts that the target cannot have, a
+            target folder that exists.
+        GateFailed: the merged checkpoint answers otherwise than the attached adapter.
+    """
+    settings = _parser().parse_args(args)
+    _check_options(settings)
+    out = Path(settings.out)
+    refuse_existing(out)
+    with _our_options(), contextlib.redirect_stdout(sys.stderr):
+        quiet_libraries()
+        report = _export(settings, out)
+    if settings.json:
+        print(json.dumps(report))  # noqa: T201
+    else:
+        show(Console(highlight=False), report, out)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="export",
+        description="Write an adapter so that others can load it.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--adapter", required=True, metavar="DIR", help="what `fit` or `merge` wrote")
+    add("--to", required=True, choices=("merged", "peft", "vllm"), help="what is written")
+    add("--out", required=True, metavar="DIR", help="folder that is written; it must not exist")
+    add("--base", metavar="PATH", help="where the base is now; default: as the adapter says")
+    add("--data", metavar="FILE", help=f"conversations to compare answers by; default {BUILT_IN}")
+    add("--image_dir", metavar="DIR", help="what their image paths are relative to")
+    add("--samples", type=_positive, help="how many of them; 8")
+    add(
+        "--onto",
+        choices=get_args(Onto),
+        help="weights that dW of an adapter of a quantized base is added to; full",
+    )
+    add("--projector", metavar="svd:R", help="a fully trained projector becomes LoRA of rank R")
+    add(
+        "--tolerance",
+        type=_tolerance,
+        help="largest |delta logits|, which alone decides then",
+    )
+    add("--max_shard_size", help="of a merged checkpoint's files; 5GB")
+    add("--json", action="store_true", help="JSON and nothing else on stdout")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of samples; give 1 or more")
+    return int(text)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a difference of logits; give 0 or more")
+    return value
+
+
+def _check_options(settings: argparse.Namespace) -> None:
+    """Refuse options that would have no effect."""
+    measured = settings.to == "merged" or settings.projector is not None
+    merged = {name: getattr(settings, name) for name in ("onto", "tolerance", "max_shard_size")}
+    samples = {name: getattr(settings, name) for name in ("data", "image_dir", "samples")}
+    for name, value in merged.items():
+        if value is not None and settings.to != "merged":
+            raise UserError(f"export: --{name} has no effect on --to {settings.to}; leave it out")
+    for name, value in samples.items():
+        if value is not None and not measured:
+            raise UserError(
+                f"export: --{name} has no effect on --to {settings.to}, where nothing is merged; leave it out"
+            )
+    if settings.image_dir is not None and settings.data is None:
+        raise UserError("export: --image_dir has no effect without --data; leave it out")
+    if settings.projector is not None and settings.to == "merged":
+        raise UserError(
+            "export: --projector has no effect on --to merged, which keeps the projector; leave it out"
+        )
+    settings.rank = _rank(settings.projector)
+
+
+def _rank(projector: str | None) -> int | None:
+    if projector is None:
+        return None
+    found = re.fullmatch(r"svd:([1-9]\d*)", projector)
+    if not found:
+        raise UserError(
+            f"export: --projector {projector}: give svd:R with a rank R of 1 or more, e.g. svd:64"
+        )
+    return int(found[1])
+
+
+@contextlib.contextmanager
+def _our_options() -> Any:
+    """Errors say what can be given to this verb."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("--model.base.path", "--base")) from error
+
+
+def _export(settings: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """What can be wrong is looked at before the base is loaded, which takes minutes for a big one."""
+    adapter, manifest = settings.adapter, read_manifest(settings.adapter)
+    read_tensors(adapter)
+    spec = trained_base(adapter, settings.base)
+    base = origin(spec)
+    check_base(adapter, base)
+    attached = _attached_without_weights(adapter, spec)
+    processor = load_processor(adapter)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    about = {"format": 1, "to": settings.to, "adapter": adapter, "base": base}
+    if settings.to == "merged":
+        job = _merged_job(settings, manifest, spec, attached, processor, device)
+        with written_whole(out) as scratch:
+            report = about | job.run(scratch, attached.plan) | {"versions": versions()}
+            write_report(scratch, report, card(report, manifest))
+        return report
+    export = AdapterExport(adapter, manifest, spec, settings.to, attached, processor, settings.rank)
+    export.check()
+    samples = _samples(settings, manifest, processor) if settings.rank else []
+    with written_whole(out) as scratch:
+        report = about | export.run(scratch, out, samples, device) | {"versions": versions()}
+        write_report(scratch, report, card(report, manifest))
+    return report
+
+
+def _attached_without_weights(adapter: str, spec: BaseSpec) -> AttachedPlan:
+    model = meta_model(spec)
+    return attach(adapter_plan(adapter), model, find_components(model))
+
+
+def _merged_job(
+    settings: argparse.Namespace,
+    manifest: dict[str, Any],
+    spec: BaseSpec,
+    attached: AttachedPlan,
+    processor: Any,
+    device: torch.device,
+) -> MergedExport:
+    without = [a for a in attached.attachments if a.deltas is None]
+    if without:
+        names = ", ".join(f"{type(a.strategy).__name__} on {a.component}" for a in without)
+        raise UserError(
+            f"--to merged: {names} is no change of weights, so it has no dW to merge; use adapter {settings.adapter} as it is, "
+            "by test, predict or chat --adapter"
+        )
+    job = MergedExport(
+        settings.adapter,
+        manifest,
+        spec,
+        [],
+        processor,
+        device,
+        settings.onto or "full",
+        settings.tolerance,
+        settings.max_shard_size or "5GB",
+    )
+    job.check(attached.plan)
+    job.samples = _samples(settings, manifest, processor)
+    return job
+
+
+def _samples(
+    settings: argparse.Namespace, manifest: dict[str, Any], processor: Any
+) -> list[Sample]:
+    items = read_items(settings.data, settings.image_dir, settings.samples or 8)
+    return encode_items(items, Encoder(processor, None, manifest.get("max_pixels")))
+
+
+def show(console: Console, report: dict[str, Any], out: Path) -> None:
+    """Print a report as tables and lines."""
+    if "routes" in report:
+        console.print(_routes_table(report))
+        gate = report["gate"]
+        limit = "" if gate["tolerance"] is None else f" (tolerance {gate['tolerance']:g})"
+        console.print(
+            f"gate passed: {gate['exported']} against {gate['reference']}: max |delta logits| {gate['max_logit']:.2e}{limit}, "
+            f"mean KL {gate['mean_kl']:.2e}, where the adapter itself makes {gate['effect_of_adapter']['mean_kl']:.2e}",
+            soft_wrap=True,
+        )
+    if projector := report.get("projector"):
+        console.print(_projector_line(projector), soft_wrap=True)
+    for note in (*report["notes"], *report.get("vllm", {}).get("ignored", ())):
+        console.print(f"note: {note}", soft_wrap=True)
+    for name, reason in report["not_exported"].items():
+        console.print(f"not exported: {name}: {reason}", soft_wrap=True, markup=False)
+    console.print(
+        f"{len(report['tensors'])} of the adapter's tensors exported, {len(report['not_exported'])} not",
+        soft_wrap=True,
+    )
+    console.print(f"{report['to']}: {out}", soft_wrap=True, markup=False)
+    if "vllm" in report:
+        console.print(report["vllm"]["serve"], soft_wrap=True, markup=False)
+
+
+def _routes_table(report: dict[str, Any]) -> Table:
+    table = Table(title="answers beside those of the adapter attached as it was trained")
+    table.add_column("route", no_wrap=True)
+    for column in ("|d logits|", "mean KL", "argmax", "text"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in report["routes"]:
+        table.add_row(
+            row["route"] + (" *" if row["written"] else ""),
+            f"{row['max_logit']:.2e}",
+            f"{row['mean_kl']:.2e}",
+            *(f"{100 * row[key]:.1f}%" for key in ("argmax_agreement", "text_agreement")),
+        )
+    table.caption = "* written, and measured as reloaded from disk"
+    return table
+
+
+def _projector_line(projector: dict[str, Any]) -> str:
+    change, loss, exact = projector["change"], projector["loss"], projector["exact_match"]
+    return (
+        f"projector as LoRA of rank {projector['rank']}: keeps {100 * projector['energy']:.2f} % of the squared norm of dW; max |delta "
+        f"logits| {change['max_logit']:.2e}, mean KL {change['mean_kl']:.2e}, same text {100 * change['text_agreement']:.1f} %; loss "
+        f"{loss[0]:.4f} -> {loss[1]:.4f}, exact match {100 * exact[0]:.1f} % -> {100 * exact[1]:.1f} %"
+    )
