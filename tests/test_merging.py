@@ -24,6 +24,7 @@ from vlmpeft.strategies import (
     LoRA,
     PromptTuning,
 )
+from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.dense import Dense
 from vlmpeft.strategies.low_rank import dense
 from vlmpeft.tuning import GRID
@@ -220,9 +221,16 @@ def test_dense_dw_stands_on_any_width_and_leaves_no_trace(tiny, tiny_nf4, batch)
         attached = attach(Plan(language=Dense(names=names)), model, components)
         torch.testing.assert_close(logits(model, batch), plain)
         randomize(attached)
-        assert (logits(model, batch) - plain).abs().max() > 1e-2
-        assert set(attached.deltas()) == set(names)
+        ours, deltas = logits(model, batch), attached.deltas()
+        assert set(deltas) == set(names)
         attached.detach()
+        take_away = add_deltas(model, deltas)
+        torch.testing.assert_close(logits(model, batch), ours, rtol=1e-4, atol=1e-3)
+        take_away()
+        alone = {names[0]: deltas[names[0]]}
+        take_away = add_deltas(model, alone)
+        assert (logits(model, batch) - plain).abs().max() > 1e-3
+        take_away()
         assert list(dict(model.named_parameters())) == before
         torch.testing.assert_close(logits(model, batch), plain, rtol=0, atol=0)
 
