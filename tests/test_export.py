@@ -1,6 +1,7 @@
 """What is exported answers as the adapter does, without this package, and what cannot be is refused by name."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmpeft.adapters import load_adapter, read_tensors, save_adapter
 from vlmpeft.base import BaseSpec, Bits, base_dir, load_base, origin
-from vlmpeft.equivalence import Answers, Difference, Gate, compare
-from vlmpeft.export import add_to_weights, load_checkpoint
+from vlmpeft.data.encode import Encoder
+from vlmpeft.decoding import Limits
+from vlmpeft.equivalence import (
+    TOLERANCE,
+    Answers,
+    Difference,
+    Gate,
+    Trial,
+    compare,
+    encode_items,
+    read_items,
+)
+from vlmpeft.export import add_to_weights, load_checkpoint, written_whole
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import (
     BitFit,
@@ -90,6 +102,11 @@ def line(capsys):
     return found
 
 
+def trial_of(questions, pictures, processor, number=3):
+    items = read_items(questions[1], str(pictures), number)
+    return Trial(encode_items(items, Encoder(processor)), processor.tokenizer, Limits(5, (1,), 0))
+
+
 def report_of(out):
     return json.loads((out / "export.json").read_text())
 
@@ -123,12 +140,6 @@ if not torch.cuda.is_available():
 def test_a_merged_checkpoint_answers_the_same_without_this_package(
     tmp_path, adapter, questions, pictures
 ):
-    from vlmpeft.data.dataset import scored_items
-    from vlmpeft.data.encode import Encoder
-    from vlmpeft.data.sources import read_conversations
-    from vlmpeft.decoding import Limits, WholePrompts
-    from vlmpeft.equivalence import Trial, encode_items
-
     folder, out = adapter("recipe"), tmp_path / "m"
     assert export(folder, "merged", out, *questions) == 0
     script = STRANGER.format(torchvision=TORCHVISION)
@@ -137,8 +148,7 @@ def test_a_merged_checkpoint_answers_the_same_without_this_package(
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
     model, processor, components = load_base(FP32)
-    item = scored_items(read_conversations(questions[1], str(pictures), lambda e: None))[0]
-    trial = Trial(encode_items([item], Encoder(processor)), processor.tokenizer, Limits(5, (1,), 0))
+    trial = trial_of(questions, pictures, processor, number=1)
     base = trial.answers(model)
     load_adapter(folder, model, components)
     ours = trial.answers(model)
@@ -146,7 +156,6 @@ def test_a_merged_checkpoint_answers_the_same_without_this_package(
     got = torch.tensor(theirs["logits"])
     torch.testing.assert_close(got, ours.logits[0][0], rtol=1e-4, atol=1e-3)
     assert (base.logits[0][0] - got).abs().max() > 0.1
-    assert WholePrompts(model, trial.limits).generate(trial.samples)
 
 
 @pytest.mark.parametrize("name", ["recipe", "several"])
@@ -181,18 +190,17 @@ def test_the_gate_stops_a_merge_and_leaves_nothing(tmp_path, adapter, questions,
     assert Counter(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_the_gate_sees_a_tensor_that_was_left_out(
-    tmp_path, adapter, questions, monkeypatch, capsys
-):
-    """A small adapter too, below what rounding to bf16 could be allowed."""
-    import vlmpeft.merged_export as module
-
-    def forgetful(model, deltas):
-        add_to_weights(model, dict(list(deltas.items())[1:]))
-
-    monkeypatch.setattr(module, "add_to_weights", forgetful)
-    assert export(adapter("recipe"), "merged", tmp_path / "m", *questions) == 4
-    assert not (tmp_path / "m").exists()
+def test_the_gate_sees_one_dw_that_was_left_out(adapter, questions, pictures):
+    model, processor, components = load_base(FP32)
+    trial = trial_of(questions, pictures, processor)
+    alone = trial.answers(model)
+    attached = load_adapter(adapter("recipe"), model, components)
+    ours, deltas = trial.answers(model), attached.products()
+    for left_out, passes in ([], True), ([list(deltas)[4]], False):
+        merged = load_checkpoint("tiny")
+        add_to_weights(merged, {n: d for n, d in deltas.items() if n not in left_out})
+        gate = Gate(compare(ours, trial.answers(merged)), compare(ours, alone), TOLERANCE["fp32"])
+        assert (not gate.failures) == passes
 
 
 def test_a_form_that_loses_the_adapter_fails_however_small_it_is():
@@ -355,6 +363,26 @@ def test_tied_weights_stay_right(tmp_path, tied, questions, plan, stays_tied):
     assert (head is words) == stays_tied == torch.equal(head, words)
 
 
+@pytest.mark.slow
+def test_a_merge_into_bf16_is_within_its_tolerance_and_a_lost_adapter_is_not(
+    tmp_path, questions, capsys
+):
+    model = AutoModelForImageTextToText.from_pretrained(base_dir("tiny"), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    AutoProcessor.from_pretrained(base_dir("tiny")).save_pretrained(tmp_path / "base")
+    spec = BaseSpec(str(tmp_path / "base"), FP32.bits)
+    folder = save(tmp_path / "adapter", PLANS["recipe"][0], spec)
+    assert export(folder, "merged", tmp_path / "m", *questions) == 0
+    gate = report_of(tmp_path / "m")["gate"]
+    assert gate["reference"] == "attached, bf16"
+    assert 0 < gate["max_logit"] < 0.5
+    dtypes = {t.dtype for t in load_file(tmp_path / "m/model.safetensors").values()}
+    assert dtypes == {torch.bfloat16}
+    faint = save(tmp_path / "faint", Plan(language=LoRA(r=4)), spec, scale=3e-4)
+    assert export(faint, "merged", tmp_path / "n", *questions) == 4
+    assert "more than half of what the adapter itself does" in line(capsys)
+
+
 def test_dw_is_added_in_fp32_and_rounded_once():
     model = torch.nn.Linear(2, 2, bias=False).to(torch.bfloat16)
     weight, b, a = model.weight.detach().clone(), torch.full((2, 1), 1e-3), torch.ones(1, 2)
@@ -473,16 +501,39 @@ def test_a_broken_adapter_is_one_line_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_left(
-    tmp_path, adapter, questions, capsys, monkeypatch
+def test_a_disk_that_takes_no_more_is_one_line_and_nothing_is_left(
+    tmp_path, adapter, questions, capsys
 ):
-    import vlmpeft.merged_export as module
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "write_checkpoint", full)
     folder = adapter("recipe")
-    assert export(folder, "merged", tmp_path / "out", *questions) == 2
-    assert "No space left on device" in line(capsys)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        assert export(folder, "merged", tmp_path / "out", *questions) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "could not be written" in line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path):
+    def interrupted():
+        with written_whole(tmp_path / "out") as scratch:
+            (scratch / "config.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_nothing_under_the_name(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom vlmpeft.export import written_whole\n"
+        "with written_whole(Path(sys.argv[1])) as scratch:\n"
+        "    (scratch / 'config.json').write_text('{}')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    args = [sys.executable, "-c", code, str(tmp_path / "out")]
+    assert subprocess.run(args, check=False).returncode == -9
+    assert not (tmp_path / "out").exists()
+    assert [path.name.startswith(".out-") for path in tmp_path.iterdir()] == [True]
