@@ -54,6 +54,7 @@ bench: $(STAMP)  ## the benchmarks, records under results/benchmarks/
 	$(PY) benchmarks/cli.py
 	$(PY) benchmarks/strategies.py
 	$(PY) benchmarks/estimate.py
+	$(PY) benchmarks/merging.py
 
 tables: $(STAMP)  ## the tables of README and docs from their records
 	$(PY) scripts/tables.py
