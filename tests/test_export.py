@@ -30,6 +30,7 @@ from vlmpeft.equivalence import (
     read_items,
 )
 from vlmpeft.export import add_to_weights, load_checkpoint, written_whole
+from vlmpeft.merging.merged import Merged
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import (
     BitFit,
@@ -421,6 +422,15 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
     assert export(folder, to, tmp_path / "out", *args) == 2
     assert message in line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_merge_beside_a_trained_lora_is_not_left_out_in_silence(tmp_path, adapter, capsys):
+    first = adapter("projector")
+    plan = Plan(projector=Merged((str(first),), "average"), language=LoRA(r=2))
+    folder = save(tmp_path / "beside", plan, FP32)
+    assert not (folder / "adapter_config.json").exists()
+    assert export(folder, "peft", tmp_path / "out") == 2
+    assert "projector: Merged has no form in plain PEFT" in line(capsys)
 
 
 def test_a_folder_that_exists_is_not_touched(tmp_path, adapter, capsys):

@@ -94,7 +94,7 @@ def trained_tensors(attached: AttachedPlan) -> dict[str, Tensor]:
 
 def is_expressible_in_peft(attached: AttachedPlan) -> bool:
     """Whether plain PEFT can load all of it: needs a LoRA part of one kind, and a PEFT form for the rest."""
-    active = [attachment for attachment in attached.attachments if attachment.trainable]
+    active = [a for a in attached.attachments if a.trainable or not a.strategy.trains]
     parts = [attachment.peft for attachment in active]
     kinds = {
         (settings["rslora"], settings["dora"])

@@ -32,14 +32,14 @@ class Verdict:
 
 
 def judge(attached: AttachedPlan, engine: Engine, *, folded: bool = False) -> dict[str, Verdict]:
-    """Component -> verdict, of every component that is trained.
+    """Component -> verdict, of every component that is trained or merged into.
 
     Args:
         attached: the plan on its model.
         engine: peft or vllm.
         folded: scales are multiplied into B before it is loaded, as `export` does, so unequal ones do not matter.
     """
-    active = [attachment for attachment in attached.attachments if attachment.trainable]
+    active = [a for a in attached.attachments if a.trainable or not a.strategy.trains]
     found: dict[str, Verdict] = {}
     for attachment in active:
         verdict = _peft(attachment) if engine == "peft" else _vllm(attachment)
