@@ -285,6 +285,41 @@ def test_no_graph_is_built_in_a_frozen_tower(cell, batch):
     assert seen == [component == "vision" and bool(attached.trainable())]
 
 
+def test_strategies_of_one_component_stay_apart(tiny):
+    """A later one takes what earlier ones left of the base, never what they added."""
+    model, _, components = tiny
+    before = list(dict(model.named_modules()))
+    two = [LoRA(r=2, targets=("q_proj",)), LoRA(r=2)]
+    attached = attach(Plan(language=two), model, components)
+    first, second = (set(a.targets) for a in attached.attachments if a.trainable)
+    names = set(attached.trainable())
+    attached.detach()
+    assert {n.rpartition(".")[2] for n in first} == {"q_proj"}
+    assert not first & second
+    attached = attach(Plan(language=LoRA(r=2)), model, components)
+    assert set(attached.trainable()) == names
+    attached.detach()
+    attached = attach(Plan(language=[BottleneckAdapter(), LoRA(r=2)]), model, components)
+    assert set(attached.attachments[-1].targets) == first | second
+    attached.detach()
+    assert list(dict(model.named_modules())) == before
+
+
+@pytest.mark.parametrize(
+    ("strategies", "message"),
+    [
+        ([LoRA(r=2), LoRA(r=2)], "strategies before this one have them all"),
+        ([BitFit(), LayerNormTuning()], "BitFit and LayerNormTuning on vision both train"),
+    ],
+)
+def test_strategies_that_want_the_same_are_refused_by_name(tiny, strategies, message):
+    model, _, components = tiny
+    before = list(dict(model.named_modules()))
+    with pytest.raises(UserError, match=message):
+        attach(Plan(vision=strategies), model, components)
+    assert list(dict(model.named_modules())) == before
+
+
 def test_components_may_have_different_strategies_at_once(tiny, batch, tmp_path):
     plan = Plan(
         vision=[LoRA(r=2), LayerNormTuning()],

@@ -187,10 +187,13 @@ def attach(plan: Plan, model: nn.Module, components: Components) -> AttachedPlan
         UserError: targets that match nothing, or a strategy the component cannot take.
     """
     attached = AttachedPlan(plan, model, components, [])
+    base_modules = frozenset(id(module) for module in model.modules())
     try:
         for name in PLANNED:
             for strategy in plan.of(name):
-                attached.attachments.append(strategy.attach(Component(name, model, components)))
+                component = Component(name, model, components, base_modules)
+                attached.attachments.append(strategy.attach(component))
+                _check_apart(attached.attachments)
     except UserError:
         attached.detach()
         raise
@@ -199,6 +202,18 @@ def attach(plan: Plan, model: nn.Module, components: Components) -> AttachedPlan
         parameter.data = parameter.data.to(torch.float32)
         parameter.requires_grad_(True)
     return attached
+
+
+def _check_apart(attachments: list[Attachment]) -> None:
+    """Raise a UserError if the last strategy trains what an earlier one does: its dW would count twice."""
+    *earlier, last = attachments
+    for other in earlier:
+        if both := set(other.trainable) & set(last.trainable):
+            first, second = (type(a.strategy).__name__ for a in (other, last))
+            raise UserError(
+                f"{first} and {second} on {last.component} both train {min(both)} ({len(both)} parameters in all); "
+                "give each parameter to one of them"
+            )
 
 
 def check_has_trainables(attached: AttachedPlan) -> None:

@@ -22,6 +22,9 @@ class Component:
     name: str
     model: nn.Module
     components: Components
+    base_modules: frozenset[int] | None = (
+        None  # id of what was there before any strategy of the plan
+    )
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -36,11 +39,17 @@ class Component:
         }
 
     def linears(self) -> dict[str, nn.Linear]:
-        """Every linear layer of the component that is called as one, quantized ones included."""
+        """Every linear layer of the component that is called as one, quantized ones included.
+
+        Not those that another strategy of the plan has added or wrapped.
+        """
         return {
             name: module
             for name, module in self.model.named_modules()
-            if is_plain_linear(module) and self.components.component_of(name) == self.name
+            if is_plain_linear(module)
+            and self.components.component_of(name) == self.name
+            and not name.endswith(".base_layer")
+            and (self.base_modules is None or id(module) in self.base_modules)
         }
 
     def blocks(self) -> dict[str, nn.Module]:
@@ -75,7 +84,9 @@ class Component:
                 if module is not head and module.out_features > 1
             }
             if not linears:
-                raise UserError(f"{self.name} has no linear layer to adapt")
+                raise UserError(
+                    f"{self.name} has no linear layer to adapt, or strategies before this one have them all"
+                )
             return linears
         if not targets:
             raise UserError(

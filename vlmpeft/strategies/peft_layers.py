@@ -41,6 +41,7 @@ def attach_tuner(
 
     model, name = component.model, type(strategy).__name__
     before = {parameter for _, parameter in model.named_parameters()}
+    earlier = {n for n, module in model.named_modules() if _is_wrapped(module)}
     tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     try:
         with _targets_as_given():
@@ -55,7 +56,7 @@ def attach_tuner(
     new = {n: p for n, p in model.named_parameters() if p not in before}
     # not all that is new is trained: AdaLoRA keeps a number of ranks as well
     trainable = tuple(n for n in new if any(part.startswith(prefix) for part in n.split(".")))
-    _check_wrapped(component, targets, adapter_name)
+    _check_wrapped(component, targets, adapter_name, earlier)
     if problem := _fails_on_quantized(model, targets):
         unwrap(model, targets)
         raise UserError(
@@ -103,7 +104,9 @@ def plain_peft_keeps_targets(model: nn.Module, config: Any) -> bool:
     return set(loaded.target_modules) == set(config.target_modules)
 
 
-def _check_wrapped(component: Component, targets: Sequence[str], adapter_name: str) -> None:
+def _check_wrapped(
+    component: Component, targets: Sequence[str], adapter_name: str, earlier: set[str]
+) -> None:
     wrapped = {
         name
         for name, module in component.model.named_modules()
@@ -111,8 +114,8 @@ def _check_wrapped(component: Component, targets: Sequence[str], adapter_name: s
         and adapter_name in _adapters(module)
         and component.components.component_of(name) == component.name
     }
-    assert wrapped == set(targets), (
-        wrapped ^ set(targets),
+    assert wrapped - earlier == set(targets), (
+        wrapped ^ {*targets, *earlier},
         "PEFT wrapped other modules than planned",
     )
 
