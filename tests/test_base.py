@@ -95,7 +95,11 @@ def test_a_width_of_our_own_replacement_is_that_of_transformers_own(pictures):
 
 @pytest.mark.parametrize(
     "bits",
-    [MIXED, Bits(vision="int8", language="int8"), Bits(vision="nf4", language="int8")],
+    [
+        MIXED,
+        pytest.param(Bits(vision="int8", language="int8"), marks=pytest.mark.slow),
+        pytest.param(Bits(vision="nf4", language="int8"), marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_lora_on_every_component_trains_at_mixed_widths(bits, pictures):

@@ -238,7 +238,11 @@ def test_accumulated_steps_equal_one_big_batch(tmp_path, task, pictures):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "accumulate"), [(RECIPE, 1), (ADALORA, 2)], ids=["lora", "adalora, accumulated"]
+    ("recipe", "accumulate"),
+    [
+        pytest.param(RECIPE, 1, id="lora", marks=pytest.mark.slow),
+        pytest.param(ADALORA, 2, id="adalora, accumulated"),
+    ],
 )
 def test_after_kill_9_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tmp_path, task, pictures, recipe, accumulate

@@ -76,7 +76,13 @@ def _knobs(rule):
     return EVERYTHING if "density" in RULES[rule].knobs else {}
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "low", "norms", "ia3", "bottleneck", "prompt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lora", "dora", "low", "bottleneck"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("norms", "ia3", "prompt")),
+    ],
+)
 def test_one_adapter_merged_answers_as_itself(tiny, adapters, batch, name):  # noqa: F811
     """By every rule that drops nothing; by slerp, with itself."""
     model, _, components = tiny

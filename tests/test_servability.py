@@ -74,6 +74,7 @@ def test_plan_for_an_engine_exits_with_4_if_it_cannot_load_it(tmp_path):
     assert json.loads(done.stdout)["for"]["vllm"]["language"]["is_loadable"]
 
 
+@pytest.mark.slow
 def test_serve_with_stops_a_fit_before_anything_is_scored_or_trained(tmp_path):
     args = ["fit", "--config=lora_r16.yaml", f"--runs_dir={tmp_path}", "--run_name=x"]
     done = vlmpeft(*args, "--model.serve_with=vllm", cwd=tmp_path, check=2)
