@@ -19,7 +19,7 @@ from vlmpeft.errors import UserError
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import BottleneckAdapter, Full, LoRA, PromptTuning
 from vlmpeft.streaming import Stream
-from vlmpeft.switching import AdapterSwitch, read_adapters
+from vlmpeft.switching import AdapterSwitch, keep_adapters
 from vlmpeft.terminal import Terminal
 
 from .conftest import call, llava, randomize, write_json
@@ -64,7 +64,7 @@ def folders(tiny, tmp_path):
 @pytest.fixture
 def chat(tiny, folders):
     model, processor, components = tiny
-    adapters = read_adapters(folders.items(), origin(BASE))
+    adapters = keep_adapters(folders.items(), origin(BASE))
     return Chat(AdapterSwitch(model, components, adapters), processor)
 
 
@@ -131,7 +131,7 @@ def test_a_picture_size_of_one_adapter_is_not_another_s(chat, folders, large):
     """Qwen-VL's image processor holds the limit itself; adapters share it."""
     for folder in folders.values():
         (Path(folder) / "chat_template.jinja").unlink()
-    adapters = read_adapters(folders.items(), origin(BASE))
+    adapters = keep_adapters(folders.items(), origin(BASE))
     chat = Chat(AdapterSwitch(chat.switch.model, {}, adapters), qwen_processor())
     sizes = []
     for name in ("a", "b", "a"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlmpeft.adapters import (
     PREFIX,
+    chat_template,
     load_adapter,
     peft_config,
     read_tensors,
@@ -189,13 +190,12 @@ class AdapterExport:
 
     def _rewrite(self, scratch: Path, result: Result) -> None:
         attached = attach_result(result, self.attached_model(), self.attached.components)
-        template = Path(self.adapter) / "chat_template.jinja"
         save_adapter(
             scratch,
             attached,
             processor=self.processor,
             base=self.manifest["base"],
-            chat_template=template.read_text() if template.is_file() else None,
+            chat_template=chat_template(self.adapter),
             decoding=self.manifest.get("decoding"),
             max_pixels=self.manifest.get("max_pixels"),
             extra={"exported_from": self.manifest["plan"]},

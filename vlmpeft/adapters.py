@@ -22,6 +22,7 @@ PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"
 OWN_WEIGHTS = "adapter.safetensors"
 MANIFEST = "manifest.json"
+TEMPLATE = "chat_template.jinja"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -67,7 +68,7 @@ def save_adapter(
             _save_partial(scratch / "peft_partial", attached, tensors, base["id"])
         processor.save_pretrained(scratch)
         if chat_template:
-            (scratch / "chat_template.jinja").write_text(chat_template)
+            (scratch / TEMPLATE).write_text(chat_template)
         manifest = _manifest(attached, tensors, processor, base, chat_template)
         _write_json(
             scratch / MANIFEST,
@@ -227,6 +228,27 @@ def trained_base(folder: str | Path, path: str | None = None) -> BaseSpec:
     knobs = {k: base["bits"][k] for k in ("double_quant", "compute") if k in base["bits"]}
     revision = base.get("revision") if path in (None, base["id"]) else None
     return BaseSpec(path or base["id"], Bits(**bits), revision=revision, **knobs)
+
+
+def chat_template(folder: str | Path) -> str | None:
+    """The template an adapter was trained with, Jinja; None if its folder has none."""
+    path = Path(folder) / TEMPLATE
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def saved_processor(folder: str | Path) -> Any:
+    """The processor of an adapter or a checkpoint folder, with the chat template it was trained with.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: its processor cannot be loaded: {reason}") from error
 
 
 def check_base(folder: str | Path, base: dict[str, Any]) -> str:

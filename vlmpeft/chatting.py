@@ -17,7 +17,7 @@ from vlmpeft.chat import Chat, read_picture
 from vlmpeft.config import quiet_libraries
 from vlmpeft.data.arguments import Parser
 from vlmpeft.errors import UserError
-from vlmpeft.switching import AdapterSwitch, KeptAdapter, read_adapters
+from vlmpeft.switching import AdapterSwitch, KeptAdapter, keep_adapters
 from vlmpeft.terminal import Terminal, in_our_options, note, note_cut
 
 
@@ -95,7 +95,7 @@ def _load(settings: argparse.Namespace) -> Chat:
     folders = [_named(text) for text in settings.adapter]
     spec = _base(settings, [folder for _, folder in folders])
     base = origin(spec) if folders else {}
-    adapters = read_adapters(folders, base)
+    adapters = keep_adapters(folders, base)
     for adapter in adapters.values():
         _note_bits(adapter, base)
     model, processor, components = load_base(spec, "cuda" if torch.cuda.is_available() else "cpu")

@@ -198,21 +198,6 @@ def write_checkpoint(
     processor.save_pretrained(folder)
 
 
-def load_processor(folder: str | Path) -> Any:
-    """The processor of an adapter or a checkpoint folder, with the chat template it was trained with.
-
-    Raises:
-        UserError: there is none.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: its processor cannot be loaded: {reason}") from error
-
-
 def find_carriers(
     attached: AttachedPlan, tensors: Mapping[str, Any], changed: Mapping[str, Any]
 ) -> dict[str, list[str]]:

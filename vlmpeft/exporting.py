@@ -15,7 +15,14 @@ import torch
 from rich.console import Console
 
 from vlmpeft.adapter_export import AdapterExport
-from vlmpeft.adapters import adapter_plan, check_base, read_manifest, read_tensors, trained_base
+from vlmpeft.adapters import (
+    adapter_plan,
+    check_base,
+    read_manifest,
+    read_tensors,
+    saved_processor,
+    trained_base,
+)
 from vlmpeft.base import BaseSpec, meta_model, origin
 from vlmpeft.components import find_components
 from vlmpeft.config import quiet_libraries
@@ -23,7 +30,7 @@ from vlmpeft.data.arguments import Parser
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import BUILT_IN, encode_items, read_items
 from vlmpeft.errors import UserError
-from vlmpeft.export import load_processor, refuse_existing, write_report, written_whole
+from vlmpeft.export import refuse_existing, write_report, written_whole
 from vlmpeft.export_card import card
 from vlmpeft.export_tables import show
 from vlmpeft.features import Sample
@@ -149,7 +156,7 @@ def _export(settings: argparse.Namespace, out: Path) -> dict[str, Any]:
     base = origin(spec)
     check_base(adapter, base)
     attached = _attached_without_weights(adapter, spec)
-    processor = load_processor(adapter)
+    processor = saved_processor(adapter)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     about = {"format": 1, "to": settings.to, "adapter": adapter, "base": base}
     if settings.to == "merged":

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlmpeft.adapters import load_adapter
+from vlmpeft.adapters import load_adapter, saved_processor
 from vlmpeft.base import NUM_BITS, QUANTIZED, BaseSpec, Bits, load_base, resolve_bits
 from vlmpeft.components import PLANNED, Components
 from vlmpeft.data.encode import Encoder
@@ -29,7 +29,6 @@ from vlmpeft.export import (
     add_to_weights,
     find_carriers,
     load_checkpoint,
-    load_processor,
     stored_width,
     write_checkpoint,
 )
@@ -74,7 +73,6 @@ class MergedExport:
         self.quantized = sorted({w for w in self.widths.values() if w in QUANTIZED})
         self.own = stored_width(self.spec)
         self.routes: dict[str, Answers] = {}
-        self.notes: list[str] = []
         self.trial: Trial | None = None
 
     # -- what can be known before anything is loaded -------------------------------------------
@@ -236,7 +234,7 @@ class MergedExport:
         samples = self.samples
         if model is None:
             model = load_checkpoint(str(scratch), device=self.device)
-            encoder = Encoder(load_processor(scratch), None, self.manifest.get("max_pixels"))
+            encoder = Encoder(saved_processor(scratch), None, self.manifest.get("max_pixels"))
             samples = encode_items([item for item, _ in self.samples], encoder)
             if not same_encoding(samples, self.samples):
                 raise GateFailed(
@@ -271,7 +269,7 @@ class MergedExport:
         }
 
     def _notes(self) -> list[str]:
-        notes = list(self.notes)
+        notes = []
         if self.quantized and self.onto == "full":
             notes.append(
                 f"trained on {self._trained} weights, merged into the checkpoint's own {self.own} weights "

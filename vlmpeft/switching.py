@@ -9,7 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmpeft.adapters import adapter_plan, attach_tensors, check_base, read_manifest, read_tensors
+from vlmpeft.adapters import (
+    adapter_plan,
+    attach_tensors,
+    chat_template,
+    check_base,
+    read_manifest,
+    read_tensors,
+)
 from vlmpeft.components import Components
 from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.plan import AttachedPlan, Plan
@@ -38,7 +45,7 @@ class KeptAdapter:
     same_bits: bool
 
 
-def read_adapters(
+def keep_adapters(
     folders: Iterable[tuple[str, str | Path]], base: dict[str, Any]
 ) -> dict[str, KeptAdapter]:
     """Adapters by name, in order; no model is needed.
@@ -62,14 +69,13 @@ def read_adapters(
 
 
 def _read(name: str, folder: Path, same_bits: bool) -> KeptAdapter:
-    template = folder / "chat_template.jinja"
     return KeptAdapter(
         name,
         folder,
         read_manifest(folder),
         adapter_plan(folder),
         read_tensors(folder),
-        template.read_text(encoding="utf-8") if template.is_file() else None,
+        chat_template(folder),
         same_bits,
     )
 

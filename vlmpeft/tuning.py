@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlmpeft.adapters import chat_template
 from vlmpeft.base import load_base
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import UserError, did_you_mean
@@ -47,7 +47,7 @@ class Judge:
 
     Args:
         merger: the adapters.
-        files: data set's name -> file of conversations, or {file, image_dir}.
+        files: data set's name -> file of conversations.
         metric: what is compared.
         limit: items a data set; None is all.
     """
@@ -69,12 +69,11 @@ class Judge:
 
     def _prepare(self, file: str, limit: int | None) -> tuple[VLMData, Scorer]:
         first = self.merger.manifests[0]
-        template = Path(self.merger.operands[0].folder) / "chat_template.jinja"
         data = VLMData(
             train=None,
             val=file,
             max_pixels=first.get("max_pixels"),
-            chat_template=template.read_text() if template.is_file() else None,
+            chat_template=chat_template(self.merger.operands[0].folder),
         )
         data.eval_limit = limit
         data.prepare(self.merger.processor, splits=("val",))

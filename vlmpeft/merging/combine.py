@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.adapters import read_manifest, save_adapter, weights_file
+from vlmpeft.adapters import (
+    chat_template,
+    read_manifest,
+    save_adapter,
+    saved_processor,
+    weights_file,
+)
 from vlmpeft.base import BaseSpec, Bits, load_base, meta_model
 from vlmpeft.components import PLANNED, Components, find_components
 from vlmpeft.errors import UserError
@@ -48,7 +53,7 @@ class Merger:
     @property
     def processor(self) -> Any:
         """The first adapter's."""
-        return _processor(Path(self.operands[0].folder))
+        return saved_processor(self.operands[0].folder)
 
     def conflicts(self) -> list[Conflict]:
         """Where they disagree, by component and layer."""
@@ -110,14 +115,13 @@ class Merger:
         first = self.manifests[0]
         attached = attach_result(result, self.model, self.components)
         folder = Path(self.operands[0].folder)
-        template = folder / "chat_template.jinja"
         try:
             save_adapter(
                 out,
                 attached,
                 processor=self.processor,
                 base=first["base"],
-                chat_template=template.read_text() if template.is_file() else None,
+                chat_template=chat_template(folder),
                 decoding=self.decoding,
                 max_pixels=first.get("max_pixels"),
                 card=self._card(recipe, result),
@@ -154,16 +158,6 @@ class Merger:
             f"{len(result.products)} weights as LoRA (rank up to {result.rank}, energy {100 * result.energy:.2f} %), "
             f"{len(result.tensors)} parameters dense, {len(result.own)} of their strategies' own.\n"
         )
-
-
-def _processor(folder: Path) -> Any:
-    """The one an adapter was trained with, which its folder holds."""
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"adapter {folder}: its processor cannot be loaded: {error}") from error
 
 
 def _digest(operand: Operand) -> str:
@@ -223,8 +217,3 @@ def _check_one_base(folders: Sequence[str | Path], manifests: Sequence[dict[str,
                 f"on {base['id']} ({base['fingerprint']}): dW of different bases do not add up; "
                 "--allow_base_mismatch merges them all the same"
             )
-
-
-def to_json(found: Sequence[Conflict]) -> str:
-    """Conflict statistics as JSON."""
-    return json.dumps([asdict(conflict) for conflict in found], indent=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmpeft.errors import UserError
 from vlmpeft.merging.recipe import Recipe
+from vlmpeft.merging.rules import given_weights
 from vlmpeft.merging.select import kth_largest
 from vlmpeft.merging.sparse import between, elected_mean
 from vlmpeft.strategies.low_rank import Delta, LowRank, dense, weighted_sum
@@ -162,8 +163,6 @@ def _dropped(
 
 
 def _task_weights(parts: Parts, knobs: Mapping[str, object]) -> Tensor:
-    from vlmpeft.merging.rules import given_weights
-
     return given_weights(torch.zeros(len(parts), 0), knobs["weights"], 1.0)  # type: ignore[arg-type]
 
 

@@ -73,7 +73,7 @@ _DARE = ("Yu et al. 2023", "https://arxiv.org/abs/2311.03099")
 _PEFT = ("Mangrulkar et al. 2022, PEFT", "https://github.com/huggingface/peft")
 
 RULES: dict[str, Rule] = {
-    "average": Rule(rules.average, *_SOUPS, coefficients=rules.average_weights),
+    "average": Rule(rules.average, *_SOUPS, coefficients=rules.linear_weights),
     "linear": Rule(rules.linear, *_SOUPS, coefficients=rules.linear_weights),
     "task_arithmetic": Rule(rules.task_arithmetic, *_ARITHMETIC, coefficients=rules.sum_weights),
     "cat": Rule(rules.task_arithmetic, *_PEFT, coefficients=rules.sum_weights, rank="full"),

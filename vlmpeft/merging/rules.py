@@ -16,7 +16,7 @@ from vlmpeft.errors import UserError
 
 def average(task_vectors: Tensor) -> Tensor:
     """The mean (model soups, Wortsman et al. 2022, arXiv:2203.05482, section 2): (T, D) -> (D,)."""
-    return average_weights(task_vectors) @ task_vectors
+    return task_vectors.mean(0)
 
 
 def linear(task_vectors: Tensor, weights: Sequence[float] | None = None) -> Tensor:
@@ -56,11 +56,6 @@ def slerp(task_vectors: Tensor, weights: Sequence[float] | None = None) -> Tenso
         weights: one a task; None is the middle.
     """
     return slerp_weights(task_vectors @ task_vectors.T, weights) @ task_vectors
-
-
-def average_weights(task_vectors: Tensor) -> Tensor:
-    """(T,) of `average`."""
-    return given_weights(task_vectors, None, 1 / len(task_vectors))
 
 
 def linear_weights(task_vectors: Tensor, weights: Sequence[float] | None = None) -> Tensor:
