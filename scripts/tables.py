@@ -175,6 +175,25 @@ def merging_speed_table() -> str:
     )
 
 
+def export_table() -> str:
+    """What becomes of an adapter of a quantized base, route by route."""
+    rows = [
+        [
+            row["route"],
+            f"{row['max_logit']:.2g}",
+            f"{row['mean_kl']:.2g}",
+            f"{row['argmax_agreement']:.1%}",
+        ]
+        for row in read("results/export/merged.json")["routes"]
+    ]
+    found = read("results/export/projector.json")["projector"]
+    note = (
+        f"\n\nIts projector as LoRA of rank {found['rank']}: {found['energy']:.2%} of the squared norm, largest difference of "
+        f"logits {found['change']['max_logit']:.2g}, loss {found['loss'][0]:.4f} -> {found['loss'][1]:.4f} nats a token."
+    )
+    return markdown(["route", "largest difference", "mean KL", "same argmax"], rows) + note
+
+
 TABLES = {
     "tiny": tiny_table,
     "format": format_table,
@@ -185,6 +204,7 @@ TABLES = {
     "data": lambda: benchmark_table("data"),
     "estimate": lambda: benchmark_table("estimate"),
     "strategies": lambda: benchmark_table("strategies"),
+    "export": export_table,
     "merging": merging_table,
     "merging_speed": merging_speed_table,
     "architectures": architectures,
@@ -229,6 +249,7 @@ def main() -> int:
             ROOT / "docs/architectures.md",
             ROOT / "docs/conformance.md",
             ROOT / "docs/merging.md",
+            ROOT / "docs/export.md",
         )
     }
     for config, records in runs.items():
