@@ -308,7 +308,7 @@ def test_strategies_of_one_component_stay_apart(tiny):
 @pytest.mark.parametrize(
     ("strategies", "message"),
     [
-        ([LoRA(r=2), LoRA(r=2)], "strategies before this one have them all"),
+        ([LoRA(r=2), LoRA(r=2)], "strategies before this one in the list have them all"),
         ([BitFit(), LayerNormTuning()], "BitFit and LayerNormTuning on vision both train"),
     ],
 )

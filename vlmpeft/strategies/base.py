@@ -84,9 +84,7 @@ class Component:
                 if module is not head and module.out_features > 1
             }
             if not linears:
-                raise UserError(
-                    f"{self.name} has no linear layer to adapt, or strategies before this one have them all"
-                )
+                raise UserError(f"{self.name} has {self._no_linears()}")
             return linears
         if not targets:
             raise UserError(
@@ -98,6 +96,14 @@ class Component:
         return {
             name: m for name, m in linears.items() if any(names_module(t, name) for t in targets)
         }
+
+    def _no_linears(self) -> str:
+        if any(
+            name.endswith(".base_layer") and self.components.component_of(name) == self.name
+            for name, _ in self.model.named_modules()
+        ):
+            return "no linear layer left to adapt: strategies before this one in the list have them all"
+        return "no linear layer to adapt"
 
     def _no_match(
         self, target: str, targets: tuple[str, ...], linears: dict[str, nn.Linear]
