@@ -307,6 +307,9 @@ def test_a_trained_projector_becomes_a_lora_whose_loss_is_told(tmp_path, adapter
     report = report_of(out)
     biases = [f"base_model.model.model.multi_modal_projector.linear_{n}.bias" for n in (1, 2)]
     assert list(report["not_exported"]) == biases
+    assert all(
+        "no LoRA carries it; its dW had norm" in why for why in report["not_exported"].values()
+    )
     trained = json.loads((folder / "manifest.json").read_text())["tensors"]
     assert report["tensors"].keys() | report["not_exported"].keys() == trained.keys()
     weight = "model.multi_modal_projector.linear_1.weight"
