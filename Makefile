@@ -35,7 +35,7 @@ endif
 fit: $(STAMP)  ## fine-tune the embedded base, score before and after
 	$(PY) -m vlmpeft fit --config $(CONFIG)
 
-test: $(STAMP)  ## the tests, under 4 minutes on 2 cores
+test: $(STAMP)  ## the tests, minutes on 2 cores
 	$(PY) -m pytest
 
 test-slow: $(STAMP)  ## the long tests

@@ -1,6 +1,7 @@
 """Merges of adapters: as a strategy on a component, and as an adapter of their own."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -35,10 +36,12 @@ from .test_strategies import batch, logits  # noqa: F401  a fixture
 BASE = BaseSpec(bits=Bits(language="fp32"))
 
 
-@pytest.fixture
-def adapters(tiny, tmp_path):
-    """Three adapters of different kinds on language and projector."""
-    model, processor, components = tiny
+@pytest.fixture(scope="module")
+def _written(tmp_path_factory):
+    """A folder of adapters of different kinds on language and projector."""
+    torch.manual_seed(0)
+    model, processor, components = load_base(BASE)
+    root = tmp_path_factory.mktemp("adapters")
     plans = {
         "lora": Plan(language=LoRA(r=4), projector=Full()),
         "dora": Plan(language=DoRA(r=2, targets=("q_proj", "v_proj"))),
@@ -52,21 +55,25 @@ def adapters(tiny, tmp_path):
         "projector": Plan(projector=LoRA(r=2)),
         "biases": Plan(projector=BitFit()),
     }
-    folders = {}
     for name, plan in plans.items():
         attached = attach(plan, model, components)
         randomize(attached)
-        folders[name] = str(
-            save_adapter(
-                tmp_path / name,
-                attached,
-                processor=processor,
-                base=origin(BASE),
-                decoding={"max_new_tokens": 4, "end_ids": [processor.tokenizer.eos_token_id]},
-            )
+        save_adapter(
+            root / name,
+            attached,
+            processor=processor,
+            base=origin(BASE),
+            decoding={"max_new_tokens": 4, "end_ids": [processor.tokenizer.eos_token_id]},
         )
         attached.detach()
-    return folders
+    return root
+
+
+@pytest.fixture
+def adapters(_written, tmp_path):
+    """Name -> folder of each, a copy of this test's own."""
+    shutil.copytree(_written, tmp_path, dirs_exist_ok=True)
+    return {path.name: str(tmp_path / path.name) for path in _written.iterdir()}
 
 
 EVERYTHING = {"density": 1.0}
