@@ -1,5 +1,6 @@
 # make fit, make test: each sets up what it needs.
 #   TORCH, TORCHVISION   which builds to install, e.g. TORCH="torch==2.9.1" TORCHVISION="torchvision==0.24.1"
+#   WORKERS              processes that share the tests, of a thread each
 #   VENV                 folder of the virtual environment; VENV=none uses the python that is active
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
@@ -7,6 +8,7 @@ TIMM ?= timm==1.0.31
 VENV ?= .venv
 PYTHON ?= python3
 CONFIG ?= lora_r16.yaml
+WORKERS ?= 2
 
 ifeq ($(VENV),none)
   PY := $(PYTHON)
@@ -36,7 +38,7 @@ fit: $(STAMP)  ## fine-tune the embedded base, score before and after
 	$(PY) -m vlmpeft fit --config $(CONFIG)
 
 test: $(STAMP)  ## the tests, minutes on 2 cores
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)  ## the long tests
 	$(PY) -m pytest -m "slow and not gpu and not net"

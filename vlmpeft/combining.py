@@ -1,4 +1,4 @@
-"""`merge`: several adapters -> one adapter folder."""
+"""`merge`: several adapters -> one adapter folder, or one checkpoint."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
 
 from vlmpeft.config import explain, quiet_libraries
 from vlmpeft.errors import UserError
 from vlmpeft.heatmap import draw_conflicts
+from vlmpeft.merge_tables import show, show_whole
 from vlmpeft.merging.combine import Merger, read_adapters
 from vlmpeft.merging.conflicts import Conflict
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import Result
+from vlmpeft.mismatch import Mismatch, find_mismatches
 from vlmpeft.records import write_json
 from vlmpeft.tuning import GRID, Judge, grid_of, plain, search
+from vlmpeft.whole_merge import GateName, WholeMerge
 
 LISTS = ("--adapters", "--weights", "--data")
 
@@ -54,10 +56,24 @@ def make_parser() -> ArgumentParser:
         "--data",
         type=tuple[str, ...],
         default=(),
-        help="Files of conversations that merges are scored on by exact match; the mean decides.",
+        help="Files of conversations that merges are scored on by exact match (the mean decides), and adapters of another base.",
     )
     parser.add_argument(
         "--limit", type=int | None, default=None, help="Items of each that are scored."
+    )
+    parser.add_argument(
+        "--to",
+        type=Literal["adapter", "merged"],
+        default="adapter",
+        help="An adapter, or a checkpoint that needs none: a copy of the base's files with dW added where the weights lie, in the "
+        "memory of one tensor and its T dW.",
+    )
+    parser.add_argument(
+        "--gate",
+        type=GateName | None,
+        default=None,
+        help="Of --to merged. answers (default): what was written, as transformers loads it, answers as the base with the merge "
+        "attached, which takes a model's memory; weights: every tensor is read back and every other byte compared with the base's.",
     )
     parser.add_argument("--out", type=str | None, default=None, help="Folder that is written.")
     parser.add_argument("--base", type=str | None, default=None, help="Where the base is now.")
@@ -78,7 +94,7 @@ def make_parser() -> ArgumentParser:
         default=False,
         nargs="?",
         const=True,
-        help="Merge adapters of different bases.",
+        help="Merge adapters of different bases, and show how each scores on its own and on the merge's.",
     )
     return parser
 
@@ -114,23 +130,50 @@ def merge_adapters(args: list[str]) -> None:
     settings = parser.parse_args(joined_lists(args))
     recipe = _recipe(settings)
     out = _target(settings.out)
+    if settings.gate and settings.to == "adapter":
+        raise UserError(
+            f"merge: --gate {settings.gate} has no effect on --to adapter, which changes no weights of a base; leave it out"
+        )
     with contextlib.redirect_stdout(sys.stderr if settings.json else sys.stdout):
         quiet_libraries()
         merger = read_adapters(settings.adapters, settings.base, settings.allow_base_mismatch)
         tried = None
         if settings.tune:
             recipe, tried = _tuned(merger, recipe, settings)
-        result = merger.merge(recipe)
-        found = merger.conflicts()
-        merger.save(result, recipe, out, tried)
-    write_json(out / "conflicts.json", {"conflicts": [asdict(conflict) for conflict in found]})
+        mismatches = [one.to_dict() for one in _shown_mismatches(merger, settings)]
+        history = {"search": tried, "mismatches": mismatches}
+        write = _write_adapter if settings.to == "adapter" else _write_whole
+        summary, found = write(merger, recipe, settings, history)
     if settings.explain:
         draw_conflicts(found, out / "conflicts.png")
-    summary = _summary(merger, recipe, result, out)
     if settings.json:
         print(json.dumps(summary | {"conflicts": [asdict(c) for c in found]}))  # noqa: T201
+    elif settings.to == "adapter":
+        show(Console(highlight=False), summary, found, settings.explain)
     else:
-        _show(Console(highlight=False), summary, found, settings.explain)
+        show_whole(Console(highlight=False), summary, out, found)
+
+
+def _write_adapter(
+    merger: Merger, recipe: Recipe, settings: Any, history: dict[str, Any]
+) -> tuple[dict[str, Any], list[Conflict]]:
+    """`--to adapter`: (what is said of it, conflicts)."""
+    out = Path(settings.out)
+    result = merger.merge(recipe)
+    found = merger.conflicts()
+    merger.save(result, recipe, out, **history)
+    write_json(out / "conflicts.json", {"conflicts": [asdict(conflict) for conflict in found]})
+    mismatches = {"mismatches": history["mismatches"]}
+    return _summary(merger, recipe, result, out) | mismatches, found
+
+
+def _write_whole(
+    merger: Merger, recipe: Recipe, settings: Any, history: dict[str, Any]
+) -> tuple[dict[str, Any], list[Conflict]]:
+    """`--to merged`: (its report, conflicts if they are to be explained, which takes as long as a merge)."""
+    gate, data, limit = settings.gate or "answers", tuple(settings.data), settings.limit or 8
+    report = WholeMerge(merger, recipe, gate, data, limit).write(Path(settings.out), history)
+    return report, merger.conflicts() if settings.explain else []
 
 
 def _recipe(settings: Any) -> Recipe:
@@ -152,6 +195,14 @@ def _tuned(merger: Merger, recipe: Recipe, settings: Any) -> tuple[Recipe, list[
     knobs = ", ".join(f"{knob} {value:g}" for knob, value in best.knobs.items())
     print(f"tuned on {len(tried)} points: {knobs} (mean {judge.metric.name} {best.mean:.4f})")  # noqa: T201
     return chosen, plain(tried)
+
+
+def _shown_mismatches(merger: Merger, settings: Any) -> list[Mismatch]:
+    """Adapters of other bases with their scores, printed."""
+    found = find_mismatches(merger, settings.data, settings.limit)
+    for mismatch in found:
+        print(mismatch)  # noqa: T201
+    return found
 
 
 def _target(out: str | None) -> Path:
@@ -185,40 +236,3 @@ def _summary(merger: Merger, recipe: Recipe, result: Result, out: Path) -> dict[
         "components": counts,
         "loadable_in_peft": (out / "adapter_config.json").is_file(),
     }
-
-
-def _show(
-    console: Console, summary: dict[str, Any], found: list[Conflict], explained: bool
-) -> None:
-    table = Table(title=f"{summary['method']} of {len(summary['adapters'])} adapters")
-    for column in ("component", "LoRA weights", "dense parameters", "own parameters"):
-        table.add_column(column, justify="left" if column == "component" else "right")
-    for name, row in summary["components"].items():
-        table.add_row(name, *(str(row[kind]) for kind in ("lora", "dense", "own")))
-    console.print(table)
-    if summary["rank"]:
-        console.print(
-            f"LoRA of rank up to {summary['rank']}, which keeps {100 * summary['energy']:.2f} % of the squared norm of dW"
-        )
-    if refused := summary["dense_for_want_of_energy"]:
-        console.print(
-            f"{refused} weights are dense: as LoRA of the adapters' rank they would keep "
-            f"{100 * summary['energy_as_lora']:.1f} % of their squared norm; --rank R writes LoRA all the same"
-        )
-    if found:
-        console.print(_conflict_table(found))
-    reader = "plain PEFT loads it" if summary["loadable_in_peft"] else "vlmpeft alone loads it"
-    console.print(f"adapter: {summary['out']} ({reader})", soft_wrap=True)
-    if explained:
-        console.print(f"picture: {summary['out']}/conflicts.png", soft_wrap=True)
-
-
-def _conflict_table(found: list[Conflict]) -> Table:
-    table = Table(title="conflicts before the merge, by component and layer")
-    for column in ("component", "layer", "cosine", "signs that differ"):
-        table.add_column(column, justify="left" if column == "component" else "right")
-    for conflict in found:
-        layer = "-" if conflict.layer is None else str(conflict.layer)
-        share = f"{100 * conflict.sign_disagreement:.1f} %"
-        table.add_row(conflict.component, layer, f"{conflict.cosine:+.3f}", share)
-    return table

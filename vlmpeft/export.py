@@ -3,71 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from vlmpeft.adapters import PREFIX
-from vlmpeft.base import DTYPES, BaseSpec, base_dir, load_config, weight_files
-from vlmpeft.errors import GateFailed, UserError
+from vlmpeft.base import DTYPES, BaseSpec, load_config, weight_files
+from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan
 from vlmpeft.quantization import requantized
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta, dense
 
 REPORT = "export.json"
-
-
-@contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` that becomes it at the end; after an error there is neither.
-
-    Raises:
-        UserError: `out` exists, or cannot be written.
-    """
-    refuse_existing(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    try:
-        yield scratch
-        _open_to_readers(scratch)
-        refuse_existing(
-            out
-        )  # made by somebody else meanwhile: a rename would replace an empty folder
-        scratch.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--out {out} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def refuse_existing(out: Path) -> None:
-    """Never write over anything.
-
-    Raises:
-        UserError: it is there.
-    """
-    if out.exists() or out.is_symlink():
-        raise UserError(f"--out {out} exists already; nothing was written. Give another folder")
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Give what is in a private scratch folder the rights that new files usually have."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def stored_width(spec: BaseSpec) -> str:
@@ -99,35 +50,6 @@ def _first_dtype(spec: BaseSpec) -> torch.dtype:
     with safe_open(weight_files(spec)[0], framework="pt") as tensors:
         found = (tensors.get_tensor(name) for name in tensors.keys())  # noqa: SIM118  no mapping
         return next(tensor.dtype for tensor in found if tensor.is_floating_point())
-
-
-def load_checkpoint(path: str, revision: str | None = None, device: Any = "cpu") -> Any:
-    """A model as its checkpoint says, in its own dtype, by transformers alone.
-
-    Raises:
-        GateFailed: weights are missing or of another shape.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    where = base_dir(path)
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            where,
-            revision=revision or "main",
-            dtype="auto",
-            device_map={"": device},
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise GateFailed(
-            f"checkpoint {path} cannot be loaded: {error}; nothing was written"
-        ) from error
-    model, info = loaded
-    if wrong := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
-        raise GateFailed(
-            f"checkpoint {path} lacks {len(wrong)} tensors, e.g. {wrong[0]}; nothing was written"
-        )
-    return model.eval()
 
 
 @torch.no_grad()
@@ -189,13 +111,22 @@ def write_checkpoint(
         limits: when answers end, which `generate` then does by itself.
         max_shard_size: of a safetensors file, e.g. 5GB.
     """
-    settings = model.generation_config
+    set_limits(model.generation_config, limits)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder)
+
+
+def set_limits(settings: Any, limits: Any) -> None:
+    """Make `generate` end answers as the adapter's scored answers did.
+
+    Args:
+        settings: a generation config.
+        limits: when answers end.
+    """
     settings.eos_token_id, settings.pad_token_id = list(limits.end_ids), limits.pad_id
     settings.max_new_tokens = limits.max_new_tokens
     if not settings.do_sample:  # transformers refuses to save settings that have no effect
         settings.temperature = settings.top_p = settings.top_k = settings.min_p = None
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    processor.save_pretrained(folder)
 
 
 def find_carriers(

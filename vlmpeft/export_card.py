@@ -71,15 +71,41 @@ def _loading(report: dict[str, Any]) -> str:
 
 
 def _measured(report: dict[str, Any]) -> list[str]:
-    if "routes" not in report:
-        return []
     head = "| route | max delta logits | mean KL | same argmax | same text |\n| --- | --- | --- | --- | --- |"
     rows = [
         f"| {row['route']} | {row['max_logit']:.2e} | {row['mean_kl']:.2e} | {row['argmax_agreement']:.3f} | {row['text_agreement']:.3f} |"
         for row in report["routes"]
     ]
-    gate = report["gate"]
     return [
-        f"Answers beside those of the adapter attached as it was trained. Written: {gate['exported']}, as reloaded from disk.",
+        f"Answers beside those of the adapter attached as it was trained; `{report['gate']['exported']}` is this folder, "
+        "reloaded from disk.",
         "\n".join([head, *rows]),
     ]
+
+
+def whole_merge_card(report: dict[str, Any]) -> str:
+    """The README.md of several adapters merged into one checkpoint.
+
+    Args:
+        report: of the merge.
+    """
+    base, gate, paper = report["base"]["id"], report["gate"], report["paper"]
+    names = "\n".join(
+        f"- `{one['name']}`, tensors {one['tensors_sha256']}" for one in report["adapters"]
+    )
+    parts = [
+        _front_matter(base, "merged"),
+        f"# {base}, with {len(report['adapters'])} adapters merged by {report['recipe']['method']}",
+        f"{paper[0]}, {paper[1]}",
+        f"Base `{base}`, fingerprint `{report['base']['fingerprint']}`. Adapters:",
+        names,
+        _LOAD["merged"],
+        f"{gate['tensors_read_back']} tensors were changed and read back, {gate['bytes_of_base_unchanged']} bytes are the base's. "
+        f"Storing W + dW in {report['width']} lost {100 * report['lost_in_rounding']:.3g} % of the norm of dW.",
+    ]
+    if "max_logit" in gate:
+        parts.append(
+            f"Beside the merge attached to the base, {gate['samples']} answers: max delta logits {gate['max_logit']:.2e}, mean KL "
+            f"{gate['mean_kl']:.2e}, same argmax {gate['argmax_agreement']:.3f}, same text {gate['text_agreement']:.3f}."
+        )
+    return "\n\n".join([*parts, *(f"Note: {note}." for note in report["notes"])]) + "\n"

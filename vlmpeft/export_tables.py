@@ -11,15 +11,14 @@ from rich.table import Table
 
 def show(console: Console, report: dict[str, Any], out: Path) -> None:
     """Print a report as tables and lines."""
-    if "routes" in report:
-        console.print(_routes_table(report))
-        gate = report["gate"]
-        limit = "" if gate["tolerance"] is None else f" (tolerance {gate['tolerance']:g})"
-        console.print(
-            f"gate passed: {gate['exported']} against {gate['reference']}: max |delta logits| {gate['max_logit']:.2e}{limit}, "
-            f"mean KL {gate['mean_kl']:.2e}, where the adapter itself makes {gate['effect_of_adapter']['mean_kl']:.2e}",
-            soft_wrap=True,
-        )
+    gate = report["gate"]
+    limit = "" if gate["tolerance"] is None else f" (tolerance {gate['tolerance']:g})"
+    console.print(_routes_table(report))
+    console.print(
+        f"gate passed: {gate['exported']} against {gate['reference']}: max |delta logits| {gate['max_logit']:.2e}{limit}, "
+        f"mean KL {gate['mean_kl']:.2e}, where the adapter itself makes {gate['effect_of_adapter']['mean_kl']:.2e}",
+        soft_wrap=True,
+    )
     if projector := report.get("projector"):
         console.print(_projector_line(projector), soft_wrap=True)
     for note in (*report["notes"], *report.get("vllm", {}).get("ignored", ())):

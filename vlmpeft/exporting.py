@@ -30,13 +30,16 @@ from vlmpeft.data.arguments import Parser
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import BUILT_IN, encode_items, read_items
 from vlmpeft.errors import UserError
-from vlmpeft.export import refuse_existing, write_report, written_whole
+from vlmpeft.export import write_report
 from vlmpeft.export_card import card
 from vlmpeft.export_tables import show
 from vlmpeft.features import Sample
-from vlmpeft.merged_export import MergedExport, Onto
+from vlmpeft.loadability import Loadability
+from vlmpeft.merge_target import MergeTarget, Onto
+from vlmpeft.merged_export import MergedExport
 from vlmpeft.plan import AttachedPlan, attach
 from vlmpeft.records import versions
+from vlmpeft.scratch import refuse_existing, written_whole
 
 
 def main(args: list[str]) -> None:
@@ -45,7 +48,7 @@ def main(args: list[str]) -> None:
     Raises:
         UserError: wrong options, a broken adapter, one of another base or with parts that the target cannot have, a
             target folder that exists.
-        GateFailed: the merged checkpoint answers otherwise than the attached adapter.
+        GateFailed: what was written answers otherwise than the attached adapter.
     """
     settings = _parser().parse_args(args)
     _check_options(settings)
@@ -108,17 +111,9 @@ def _tolerance(text: str) -> float:
 
 def _check_options(settings: argparse.Namespace) -> None:
     """Refuse options that would have no effect."""
-    measured = settings.to == "merged" or settings.projector is not None
-    merged = {name: getattr(settings, name) for name in ("onto", "tolerance", "max_shard_size")}
-    samples = {name: getattr(settings, name) for name in ("data", "image_dir", "samples")}
-    for name, value in merged.items():
-        if value is not None and settings.to != "merged":
+    for name in ("onto", "max_shard_size"):
+        if getattr(settings, name) is not None and settings.to != "merged":
             raise UserError(f"export: --{name} has no effect on --to {settings.to}; leave it out")
-    for name, value in samples.items():
-        if value is not None and not measured:
-            raise UserError(
-                f"export: --{name} has no effect on --to {settings.to}, where nothing is merged; leave it out"
-            )
     if settings.image_dir is not None and settings.data is None:
         raise UserError("export: --image_dir has no effect without --data; leave it out")
     if settings.projector is not None and settings.to == "merged":
@@ -160,16 +155,13 @@ def _export(settings: argparse.Namespace, out: Path) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     about = {"format": 1, "to": settings.to, "adapter": adapter, "base": base}
     if settings.to == "merged":
-        job = _merged_job(settings, manifest, spec, attached, processor, device)
-        with written_whole(out) as scratch:
-            report = about | job.run(scratch, attached.plan) | {"versions": versions()}
-            write_report(scratch, report, card(report, manifest))
-        return report
-    export = AdapterExport(adapter, manifest, spec, settings.to, attached, processor, settings.rank)
-    export.check()
-    samples = _samples(settings, manifest, processor) if settings.rank else []
+        job: MergedExport | AdapterExport = _merged_job(
+            settings, manifest, spec, attached, processor, device
+        )
+    else:
+        job = _adapter_job(settings, manifest, spec, attached, processor, device)
     with written_whole(out) as scratch:
-        report = about | export.run(scratch, out, samples, device) | {"versions": versions()}
+        report = about | job.run(scratch) | {"versions": versions()}
         write_report(scratch, report, card(report, manifest))
     return report
 
@@ -194,20 +186,42 @@ def _merged_job(
             f"--to merged: {names} is no change of weights, so it has no dW to merge; use adapter {settings.adapter} as it is, "
             "by test, predict or chat --adapter"
         )
-    job = MergedExport(
+    target = MergeTarget(settings.adapter, spec, device, settings.onto or "full")
+    target.check(attached.plan)
+    return MergedExport(
         settings.adapter,
         manifest,
-        spec,
-        [],
+        attached.plan,
+        target,
+        _samples(settings, manifest, processor),
         processor,
-        device,
-        settings.onto or "full",
         settings.tolerance,
         settings.max_shard_size or "5GB",
     )
-    job.check(attached.plan)
-    job.samples = _samples(settings, manifest, processor)
-    return job
+
+
+def _adapter_job(
+    settings: argparse.Namespace,
+    manifest: dict[str, Any],
+    spec: BaseSpec,
+    attached: AttachedPlan,
+    processor: Any,
+    device: torch.device,
+) -> AdapterExport:
+    form = Loadability(settings.adapter, settings.to, attached, settings.rank)
+    form.check()
+    samples = _samples(settings, manifest, processor)
+    return AdapterExport(
+        settings.adapter,
+        manifest,
+        spec,
+        form,
+        Path(settings.out),
+        samples,
+        processor,
+        device,
+        settings.tolerance,
+    )
 
 
 def _samples(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,36 @@ from vlmpeft.adapters import (
     read_manifest,
     save_adapter,
     saved_processor,
+    trained_base,
     weights_file,
 )
-from vlmpeft.base import BaseSpec, Bits, load_base, meta_model
+from vlmpeft.base import BaseSpec, load_base, meta_model
 from vlmpeft.components import PLANNED, Components, find_components
 from vlmpeft.errors import UserError
 from vlmpeft.merging.conflicts import Conflict, conflicts
 from vlmpeft.merging.engine import merge
-from vlmpeft.merging.operands import Operand, check_own, needs_base, read_operand
+from vlmpeft.merging.operands import (
+    Operand,
+    base_of_merge,
+    bases_named,
+    check_one_base,
+    check_own,
+    needs_base,
+    read_operand,
+)
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import Result, attach_result, linear_weights, shape_result
 from vlmpeft.plan import Plan
-from vlmpeft.strategies.low_rank import LowRank, dense
+from vlmpeft.strategies.low_rank import Delta, LowRank, dense
 
 
 @dataclass
 class Merger:
-    """Adapters of one base, read and ready to be merged in one way or another.
+    """Adapters, read and ready to be merged in one way or another.
 
     Args:
         operands: the adapters.
-        model: their base; without weights where nothing needs them.
+        model: the base that the merge is for; without weights where nothing needs them.
         components: of the model.
         manifests: of the adapters.
         base: where the base is; None is where the first adapter says.
@@ -48,7 +57,12 @@ class Merger:
     @property
     def spec(self) -> BaseSpec:
         """The base, in the widths that the first adapter was trained on."""
-        return _spec(self.manifests[0]["base"], self.base)
+        return trained_base(self.operands[0].folder, self.base)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a manifest says of the base: as the first adapter's does, unless --base is another."""
+        return base_of_merge(self.operands[0].folder, self.base)
 
     @property
     def processor(self) -> Any:
@@ -78,6 +92,27 @@ class Merger:
             result.strategies[component] = strategies
         return result
 
+    def stream(self, recipe: Recipe) -> Iterator[tuple[str, Delta]]:
+        """(parameter, merged dW), one at a time; exact unless the recipe or its rule names a rank.
+
+        Raises:
+            UserError: weights of the wrong length, shapes that differ.
+        """
+        self._check_lengths(recipe)
+        merged = merge([o.deltas for o in self.operands], recipe, self.components.component_of)
+        if recipe.final_rank in ("auto", "full"):
+            yield from merged
+            return
+        largest, linears = self._largest_ranks(), linear_weights(self.model)
+        for item in merged:
+            result = shape_result([item], recipe.final_rank, largest, linears)
+            yield from (result.products | result.tensors).items()
+
+    def exact(self, recipe: Recipe) -> Result:
+        """The same, whole."""
+        whole = recipe.final_rank in ("auto", "full")
+        return self.merge(replace(recipe, rank="full") if whole else recipe)
+
     def _check_lengths(self, recipe: Recipe) -> None:
         given = {"weights": recipe.weights} | {
             f"component_weights.{name}": weights
@@ -102,7 +137,12 @@ class Merger:
         return {name: rank for name, rank in found.items() if name not in full}
 
     def save(
-        self, result: Result, recipe: Recipe, out: Path, search: list[dict[str, Any]] | None = None
+        self,
+        result: Result,
+        recipe: Recipe,
+        out: Path,
+        search: list[dict[str, Any]] | None = None,
+        mismatches: list[dict[str, Any]] | None = None,
     ) -> Plan:
         """Write the merged adapter; it appears whole or not at all. Returns its plan.
 
@@ -111,6 +151,7 @@ class Merger:
             recipe: that it was made by.
             out: the folder.
             search: how the recipe's knobs were chosen, for the manifest.
+            mismatches: scores of adapters of other bases, for the manifest.
         """
         first = self.manifests[0]
         attached = attach_result(result, self.model, self.components)
@@ -120,12 +161,14 @@ class Merger:
                 out,
                 attached,
                 processor=self.processor,
-                base=first["base"],
+                base=self.origin,
                 chat_template=chat_template(folder),
                 decoding=self.decoding,
                 max_pixels=first.get("max_pixels"),
                 card=self._card(recipe, result),
-                extra={"merge": self._origin(recipe) | {"search": search}},
+                extra={
+                    "merge": self._history(recipe) | {"search": search, "mismatches": mismatches}
+                },
             )
             return attached.plan
         finally:
@@ -140,21 +183,20 @@ class Merger:
         ends = sorted({i for one in found for i in one["end_ids"]})
         return {"max_new_tokens": max(d["max_new_tokens"] for d in found), "end_ids": ends}
 
-    def _origin(self, recipe: Recipe) -> dict[str, Any]:
-        return {
-            "recipe": asdict(recipe),
-            "adapters": [
-                {"name": Path(o.folder).name, "tensors_sha256": _digest(o)} for o in self.operands
-            ],
-            "paper": recipe.rule.url,
-        }
+    def _history(self, recipe: Recipe) -> dict[str, Any]:
+        rule = recipe.rule
+        return {"recipe": asdict(recipe), "adapters": self.origins(), "paper": rule.url}
+
+    def origins(self) -> list[dict[str, str]]:
+        """What went in: folders' names and hashes of their weights."""
+        return [{"name": Path(o.folder).name, "tensors_sha256": _digest(o)} for o in self.operands]
 
     def _card(self, recipe: Recipe, result: Result) -> str:
         names = "\n".join(f"- {o.folder}" for o in self.operands)
         knobs = ", ".join(f"{k} {v}" for k, v in recipe.knobs("").items() if v is not None)
         return (
             f"# A merge by {recipe.method}\n\n{recipe.rule.paper}, {recipe.rule.url}\n\n{knobs or 'no knobs'}\n\n"
-            f"of\n\n{names}\n\non base {self.manifests[0]['base']['id']}\n\n"
+            f"of\n\n{names}\n\non base {self.origin['id']}\n\n"
             f"{len(result.products)} weights as LoRA (rank up to {result.rank}, energy {100 * result.energy:.2f} %), "
             f"{len(result.tensors)} parameters dense, {len(result.own)} of their strategies' own.\n"
         )
@@ -172,7 +214,7 @@ def read_adapters(
     Args:
         folders: what `fit` or `merge` wrote.
         base: path of the base; None is what the first adapter says.
-        allow_mismatch: take adapters of different bases.
+        allow_mismatch: take adapters of different bases; dW of each is against its own.
 
     Raises:
         UserError: none given, different bases, a broken adapter.
@@ -180,40 +222,28 @@ def read_adapters(
     if not folders:
         raise UserError("adapters=[]: give the folders of at least one adapter")
     manifests = [read_manifest(folder) for folder in folders]
+    here = base_of_merge(folders[0], base)
     if not allow_mismatch:
-        _check_one_base(folders, manifests)
+        check_one_base(folders, here, base)
     plans = [Plan.from_dict(manifest["plan"]) for manifest in manifests]
-    specs = [_spec(manifest["base"], base) for manifest in manifests]
+    spec = trained_base(folders[0], base)
     if not any(needs_base(plan) for plan in plans):
-        model = meta_model(specs[0])
+        model = meta_model(spec)
         components = find_components(model)
-        operands = [read_operand(folder, model, components) for folder in folders]
+        operands = []
+        for folder, manifest in zip(folders, manifests, strict=True):
+            with bases_named(manifest["base"]["id"], here["id"]):
+                operands.append(read_operand(folder, model, components))
         return Merger(operands, model, components, manifests, base)
     operands, loaded = [], {}
-    for folder, spec in zip(folders, specs, strict=True):
-        if spec not in loaded:
-            loaded = {spec: load_base(spec)}  # one at a time
-        model, _, components = loaded[spec]
-        operands.append(read_operand(folder, model, components))
-    if specs[0] not in loaded:
-        loaded = {specs[0]: load_base(specs[0])}
-    model, _, components = loaded[specs[0]]
-    return Merger(operands, model, components, manifests, base)
-
-
-def _spec(base: dict[str, Any], path: str | None) -> BaseSpec:
-    bits = {name: base["bits"][name] for name in PLANNED}
-    knobs = {k: base["bits"][k] for k in ("double_quant", "compute") if k in base["bits"]}
-    return BaseSpec(path or base["id"], Bits(**bits), revision=base.get("revision"), **knobs)
-
-
-def _check_one_base(folders: Sequence[str | Path], manifests: Sequence[dict[str, Any]]) -> None:
-    first = manifests[0]["base"]
     for folder, manifest in zip(folders, manifests, strict=True):
-        base = manifest["base"]
-        if base["fingerprint"] != first["fingerprint"]:
-            raise UserError(
-                f"adapter {folders[0]} was trained on {first['id']} (fingerprint {first['fingerprint']}) and adapter {folder} "
-                f"on {base['id']} ({base['fingerprint']}): dW of different bases do not add up; "
-                "--allow_base_mismatch merges them all the same"
-            )
+        is_here = manifest["base"]["fingerprint"] == here["fingerprint"]
+        own = trained_base(folder, base if is_here else None)
+        if own not in loaded:
+            loaded = {own: load_base(own)}  # one at a time
+        model, _, components = loaded[own]
+        operands.append(read_operand(folder, model, components))
+    if spec not in loaded:
+        loaded = {spec: load_base(spec)}
+    model, _, components = loaded[spec]
+    return Merger(operands, model, components, manifests, base)

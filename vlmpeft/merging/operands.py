@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmpeft.adapters import adapter_plan, load_part
+from vlmpeft.adapters import adapter_plan, load_part, read_manifest, trained_base
+from vlmpeft.base import origin
 from vlmpeft.components import PLANNED, Components
 from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan, Plan, attach
@@ -80,6 +82,49 @@ def read_operand(
         return Operand(str(folder), plan, weights.products(), own)
     finally:
         attached.detach()
+
+
+def base_of_merge(first: str | Path, base: str | None) -> dict[str, Any]:
+    """What a manifest says of the base that a merge is for.
+
+    Args:
+        first: the first adapter; its word is taken unless `base` is another base.
+        base: where the base is; None is where the first adapter says.
+    """
+    said = read_manifest(first)["base"]
+    if base in (None, said["id"]):
+        return said
+    found = origin(trained_base(first, base))
+    return said if found["fingerprint"] == said["fingerprint"] else found
+
+
+def check_one_base(folders: Sequence[str | Path], here: dict[str, Any], base: str | None) -> None:
+    """Raise a UserError for the first adapter that was trained on another base than the merge is for."""
+    whose = f"--base {base}" if base else f"the base of adapter {folders[0]}"
+    for folder in folders:
+        own = read_manifest(folder)["base"]
+        if own["fingerprint"] != here["fingerprint"]:
+            raise UserError(
+                f"adapter {folder} was trained on {own['id']} (fingerprint {own['fingerprint']}) and the merge is for "
+                f"{here['id']} ({here['fingerprint']}), {whose}: dW of different bases do not add up; "
+                "--allow_base_mismatch merges them all the same and shows how each scores on both"
+            )
+
+
+@contextmanager
+def bases_named(own: str, here: str) -> Iterator[None]:
+    """Errors of an adapter that is put on another base than its own say so.
+
+    Args:
+        own: id of the base it was trained on.
+        here: id of the base it is put on.
+    """
+    try:
+        yield
+    except UserError as error:
+        if own == here:
+            raise
+        raise UserError(f"{error}; it is of base {own}, and the merge is for {here}") from error
 
 
 def _own_tensors(attached: AttachedPlan, component: str, folder: str | Path) -> dict[str, Tensor]:

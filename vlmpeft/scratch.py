@@ -1,0 +1,100 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vlmpeft.errors import UserError
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that becomes it at the end; after an error there is neither.
+
+    A kill leaves the scratch folder, under a hidden name with the process id in it; the next call for the same `out` removes it.
+
+    Raises:
+        UserError: `out` exists, or cannot be written.
+    """
+    refuse_existing(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(out)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{_stem(out)}{os.getpid()}-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    try:
+        yield scratch
+        _open_to_readers(scratch)
+        refuse_existing(
+            out
+        )  # made by somebody else meanwhile: a rename would replace an empty folder
+        scratch.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out {out} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def refuse_existing(out: Path) -> None:
+    """Never write over anything.
+
+    Raises:
+        UserError: it is there.
+    """
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out {out} exists already; nothing was written. Give another folder")
+
+
+def remove_stale(out: Path) -> None:
+    """Remove scratch folders of `out` whose process, on this machine, is no more."""
+    random = r"[a-z0-9_]{8}"  # as mkdtemp has it; save_adapter makes a .tmp beside
+    ours = re.compile(rf"{re.escape(_stem(out))}([1-9][0-9]{{0,8}})-{random}(\.tmp)?")
+    for path in out.parent.iterdir():
+        found = ours.fullmatch(path.name)
+        if found and path.is_dir() and not path.is_symlink() and not _is_alive(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _stem(out: Path) -> str:
+    """How the names of `out`'s scratch folders begin, up to the process id."""
+    return f".{out.name}-{_machine()}-"
+
+
+def _machine() -> str:
+    """Where process ids mean the same: a folder may be shared with other hosts, and with containers of this one."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether there is such a process; where that cannot be asked harmlessly (Windows), yes."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give what is in a private scratch folder the rights that new files usually have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
