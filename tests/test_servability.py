@@ -11,7 +11,7 @@ from vlmpeft.plan import Plan, attach
 from vlmpeft.servability import judge
 from vlmpeft.strategies import BottleneckAdapter, DoRA, Full, LayerNormTuning, LoRA
 
-from .conftest import vlmpeft
+from .conftest import call, vlmpeft
 
 FP32 = BaseSpec(bits=Bits(language="fp32"))
 PLANS = {
@@ -65,13 +65,12 @@ def test_vllm_is_told_the_rank_and_the_flag_it_needs(tiny):
     assert "--enable-tower-connector-lora" in found["vision"].reason
 
 
-def test_plan_for_an_engine_exits_with_4_if_it_cannot_load_it(tmp_path):
-    done = vlmpeft("plan", "--config", "lora_r16.yaml", "--for", "vllm", cwd=tmp_path, check=4)
-    assert "vllm, projector: no" in done.stdout
-    done = vlmpeft(
-        "plan", "--config", "lora_servable_r16.yaml", "--for=vllm", "--json", cwd=tmp_path, check=0
-    )
-    assert json.loads(done.stdout)["for"]["vllm"]["language"]["is_loadable"]
+def test_plan_for_an_engine_exits_with_4_if_it_cannot_load_it(capsys):
+    assert call("plan", "--config", "lora_r16.yaml", "--for", "vllm") == 4
+    assert "vllm, projector: no" in capsys.readouterr().out
+    assert call("plan", "--config", "lora_servable_r16.yaml", "--for=vllm", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["for"]["vllm"]["language"]["is_loadable"]
 
 
 @pytest.mark.slow
