@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vlmpeft.adapters import is_expressible_in_peft, load_adapter, save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base import BaseSpec, Bits, load_base, meta_model, origin
+from vlmpeft.components import find_components
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.errors import UserError
@@ -422,3 +423,14 @@ def test_what_needs_whole_weights_is_refused_on_a_quantized_component(tiny_nf4, 
     model, _, components = tiny_nf4
     with pytest.raises(UserError, match=r"set model\.base\.bits\.language to bf16 or fp32"):
         attach(Plan(language=strategy), model, components)
+
+
+@pytest.mark.parametrize("init", ["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"])
+def test_every_start_of_a_lora_can_be_planned_without_weights(init):
+    """As `plan`, `estimate` and `export` do before a base is loaded."""
+    model = meta_model(BaseSpec())
+    attached = attach(Plan(language=LoRA(r=4, init=init)), model, find_components(model))
+    other = meta_model(BaseSpec())
+    usual = attach(Plan(language=LoRA(r=4)), other, find_components(other))
+    shapes = [{n: p.shape for n, p in a.trainable().items()} for a in (attached, usual)]
+    assert shapes[0] == shapes[1]

@@ -30,6 +30,11 @@ class Component:
     def roots(self) -> tuple[str, ...]:
         return self.components.roots[self.name]
 
+    @property
+    def is_meta(self) -> bool:
+        """Whether the model has shapes alone, on the meta device."""
+        return next(self.model.parameters()).device.type == "meta"
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter of the component; tied ones once."""
         return {

@@ -70,7 +70,7 @@ class LoRA(Strategy):
         settings = {name: self._settings(name) for name in layers}
         self._check(component, layers, settings)
         kept = _copies(layers) if self.init in _CHANGES_BASE else {}
-        config = self._config(settings)
+        config = self._config(settings, component.is_meta)
         plain = self.init not in _CHANGES_BASE and plain_peft_keeps_targets(component.model, config)
         attachment, _ = attach_tuner(self, component, config, list(layers))
         try:
@@ -95,7 +95,7 @@ class LoRA(Strategy):
     def _start(self, component: Component, targets: list[str]) -> None:
         """LoftQ's factors, where there are weights."""
         model: Any = component.model
-        if self.init == "loftq" and next(model.parameters()).device.type != "meta":
+        if self.init == "loftq" and not component.is_meta:
             start_from_residual(model, targets, weight_files(BaseSpec(model.name_or_path)))
 
     def _settings(self, name: str) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class LoRA(Strategy):
     def _dora(self) -> bool:
         return False
 
-    def _config(self, settings: dict[str, dict[str, Any]]) -> Any:
+    def _config(self, settings: dict[str, dict[str, Any]], is_meta: bool) -> Any:
         from peft import LoraConfig
 
         return LoraConfig(
@@ -123,7 +123,7 @@ class LoRA(Strategy):
             },
             use_rslora=self.rslora,
             use_dora=self._dora,
-            init_lora_weights=True if self.init in ("default", "loftq") else self.init,
+            init_lora_weights=is_meta or self.init in ("default", "loftq") or self.init,
         )
 
     def _rate_factors(self, trainable: Sequence[str]) -> dict[str, float]:
@@ -153,8 +153,7 @@ class LoRA(Strategy):
                     f"set model.base.bits.{component.name} to bf16 or fp32, or init to default"
                 )
         whole = all(p.is_floating_point() for p in component.parameters().values())
-        is_real = next(component.model.parameters()).device.type != "meta"
-        if self.init == "loftq" and whole and is_real:
+        if self.init == "loftq" and whole and not component.is_meta:
             raise UserError(
                 f"{type(self).__name__} init=loftq on {component.name} has no effect: no weight is quantized, so nothing was "
                 "lost; set init to default"
