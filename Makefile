@@ -57,6 +57,7 @@ bench: $(STAMP)  ## the benchmarks, records under results/benchmarks/
 	$(PY) benchmarks/strategies.py
 	$(PY) benchmarks/estimate.py
 	$(PY) benchmarks/merging.py
+	$(PY) benchmarks/merged_step.py
 
 tables: $(STAMP)  ## the tables of README and docs from their records
 	$(PY) scripts/tables.py

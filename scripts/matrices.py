@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import textwrap
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +21,12 @@ def records(folder: str) -> dict[str, dict]:
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, of several, standard deviation, in percent."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def architectures() -> str:

@@ -15,19 +15,14 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from matrices import architectures, conformance, markdown
+from matrices import architectures, conformance, markdown, spread
+from merge_tables import merging_cost_table, merging_memory, merging_speed_table, merging_table
 
 ROOT = Path(__file__).parent.parent
 
 
 def read(path: str) -> dict:
     return json.loads((ROOT / path).read_text())
-
-
-def spread(values: list[float]) -> str:
-    """Mean and, of several, standard deviation, in percent."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def tiny_table() -> str:
@@ -112,69 +107,6 @@ def _reported(node: ast.ClassDef) -> str:
     return "<metric>_chance_corrected"
 
 
-def merging_table() -> str:
-    """Merges of adapters of several tasks: a row a rule, over seeds."""
-    records = [
-        json.loads(p.read_text()) for p in sorted((ROOT / "results/merging").glob("seed*.json"))
-    ]
-    if not records:
-        return "No record yet: `python scripts/merging.py`."
-    tasks = records[0]["tasks"]
-    rows = []
-    for name in records[0]["rows"]:
-        entries = [record["rows"][name] for record in records]
-        if refused := entries[0].get("refused"):
-            rows.append([name, refused, *[""] * (len(tasks) + 2)])
-            continue
-        scores = [entry["test"] for entry in entries]
-        own = [{t: record["rows"][t]["test"][t] for t in tasks} for record in records]
-        share = [
-            statistics.mean(s[t] / o[t] for t in tasks) for s, o in zip(scores, own, strict=True)
-        ]
-        rows.append(
-            [
-                name,
-                "; ".join(dict.fromkeys(_knob_text(entry) for entry in entries)),
-                *(spread([s[t] for s in scores]) for t in tasks),
-                spread([min(s.values()) for s in scores]),
-                spread(share),
-            ]
-        )
-    similar = [record["rows"]["PEFT's ties, on A and B"]["cosine_to_ties"] for record in records]
-    note = (
-        f"\n\nCosine between PEFT's `ties` (A and B apart) and TIES on dW, on these adapters' LoRAs: "
-        f"{statistics.mean(similar):.3f} (mean of {len(similar)} seeds)."
-    )
-    return markdown(["adapter", "knobs", *tasks, "worst", "normalised"], rows) + note
-
-
-def _knob_text(entry: dict) -> str:
-    knobs = entry.get("knobs", {})
-    return ", ".join(f"{k} {v:g}" for k, v in knobs.items() if k in ("lam", "density"))
-
-
-def merging_speed_table() -> str:
-    """Merges beside PEFT's, from the benchmark's record."""
-    path = "results/benchmarks/merging.json"
-    if not (ROOT / path).is_file():
-        return "No record yet: `python benchmarks/merging.py`."
-    record = read(path)
-    rows = []
-    for name, theirs in (("svd", "svd"), ("ties", "ties_svd")):
-        row = record[name]
-        ratio = f"{row['times_faster']:.1f} ({row['times_faster_low']:.1f} to {row['times_faster_high']:.1f})"
-        errors = [f"{row[key]:.2g}" for key in ("error", "error_peft")]
-        rows.append([f"`{name}`", f"`{theirs}`", "void" if row["void"] else ratio, *errors])
-    head = (
-        f"{record['adapters']} adapters of rank {record['rank']} over {record['layers']} layers of {record['width']} x "
-        f"{record['width']}, merged to rank {record['out_rank']}, {record['threads']} thread(s); errors are relative, "
-        "against fp64 for svd and against the dense result for ties.\n\n"
-    )
-    return head + markdown(
-        ["ours", "`add_weighted_adapter`", "times faster (range)", "error", "PEFT's error"], rows
-    )
-
-
 def export_table() -> str:
     """What becomes of an adapter of a quantized base, route by route."""
     rows = [
@@ -207,6 +139,8 @@ TABLES = {
     "export": export_table,
     "merging": merging_table,
     "merging_speed": merging_speed_table,
+    "merging_cost": merging_cost_table,
+    "merging_memory": merging_memory,
     "architectures": architectures,
     "conformance": conformance,
 }
