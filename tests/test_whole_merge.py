@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from vlmpeft import patching
+from vlmpeft import patching, places
 from vlmpeft.adapters import save_adapter
 from vlmpeft.base import BaseSpec, Bits, base_dir, load_base, meta_model, origin
 from vlmpeft.errors import GateFailed
@@ -134,14 +134,17 @@ def test_ties_over_the_whole_model_is_added_to_the_weights(adapters, tmp_path, c
 
 
 def test_other_names_and_shards_stay_and_the_rest_is_the_base_s_byte_for_byte(tmp_path):
+    """Another form of the weights that lies beside them, as in Mistral's repositories, does not."""
     base = copy_base(tmp_path / "base", names=current_name, shards=3)
+    save_file({"layers.0.wq": torch.ones(2)}, Path(base) / "consolidated.safetensors")
     folders = [*write_adapters(tmp_path, base, ("a", "c")).values()]
     assert merge(tmp_path / "out", folders, "--method", "linear", "--weights", "0.5", "2") == 0
     shapes, task_vectors = stacked(folders, base=base)
     vector = linear(task_vectors, weights=[0.5, 2.0])
     found = weights(tmp_path / "out")
     assert_is_base_plus(found, weights(base), shapes, vector, rtol=1e-5, atol=1e-6)
-    for path in Path(base).glob("*.safetensors"):
+    assert not (tmp_path / "out/consolidated.safetensors").exists()
+    for path in Path(base).glob("model-*.safetensors"):
         assert load_file(path).keys() == load_file(tmp_path / "out" / path.name).keys()
         assert path.stat().st_size == (tmp_path / "out" / path.name).stat().st_size
 
@@ -177,7 +180,7 @@ def test_a_tensor_written_beside_its_place_stops_the_merge(adapters, tmp_path, m
     right = patching._write
 
     def wrong(folder, place, values):
-        moved = patching.Place(place.file, place.key, place.start + off, place.dtype, place.shape)
+        moved = places.Place(place.file, place.key, place.start + off, place.dtype, place.shape)
         right(folder, moved, values)
 
     monkeypatch.setattr(patching, "_write", wrong)
@@ -188,7 +191,7 @@ def test_a_tensor_written_beside_its_place_stops_the_merge(adapters, tmp_path, m
 def test_a_byte_that_nothing_was_merged_into_is_the_base_s(tmp_path):
     shutil.copytree(TINY, tmp_path / "copy")
     spec = BaseSpec()
-    patched = patching.Patched(places=patching.find_places(spec, meta_model(spec)))
+    patched = patching.Patched(places=places.find_places(spec, meta_model(spec)))
     key = sorted(patched.places)[3]
     place = patched.places.pop(key)
     size = place.stop - place.start
@@ -251,20 +254,20 @@ def test_a_tied_weight_stored_once_has_a_place_and_stored_twice_has_none(tmp_pat
     model = meta_model(spec)
     model.lm_head.weight = model.get_input_embeddings().weight
     name = "model.language_model.embed_tokens.weight"
-    assert name not in patching.find_places(spec, model)
+    assert name not in places.find_places(spec, model)
     shutil.copytree(TINY, tmp_path / "once")
     tensors = load_file(tmp_path / "once/model.safetensors")
     del tensors["language_model.lm_head.weight"]
     save_file(tensors, tmp_path / "once/model.safetensors", metadata={"format": "pt"})
-    places = patching.find_places(BaseSpec(str(tmp_path / "once")), model)
-    assert places[name].shape == model.lm_head.weight.shape
+    found = places.find_places(BaseSpec(str(tmp_path / "once")), model)
+    assert found[name].shape == model.lm_head.weight.shape
 
 
 def test_fused_experts_have_no_place_and_their_neighbours_do(tmp_path):
     FAMILIES["qwen3_vl_moe"].save(tmp_path / "base")
     spec = BaseSpec(str(tmp_path / "base"), Bits("fp32", "fp32", "fp32"))
     model = meta_model(spec)
-    places = patching.find_places(spec, model)
-    missing = {name for name, _ in model.named_parameters()} - places.keys()
+    found = places.find_places(spec, model)
+    missing = {name for name, _ in model.named_parameters()} - found.keys()
     assert missing
     assert all("experts" in name for name in missing)

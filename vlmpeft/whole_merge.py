@@ -23,14 +23,8 @@ from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.engine import shapes_of
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import attach_result
-from vlmpeft.patching import (
-    Patched,
-    check_places,
-    check_untouched,
-    copy_weights,
-    find_places,
-    patch,
-)
+from vlmpeft.patching import Patched, check_untouched, copy_weights, patch
+from vlmpeft.places import check_places, find_places
 from vlmpeft.records import versions
 from vlmpeft.reloading import encode_again, load_checkpoint
 from vlmpeft.routes import ALONE, ATTACHED, Routes
