@@ -176,7 +176,9 @@ def test_a_rank_that_is_named_is_kept_to(adapters, tmp_path):
 
 
 @pytest.mark.parametrize("off", [-4, 4])
-def test_a_tensor_written_beside_its_place_stops_the_merge(adapters, tmp_path, monkeypatch, off):
+def test_a_tensor_written_beside_its_place_stops_the_merge(
+    adapters, tmp_path, monkeypatch, capsys, off
+):
     right = patching._write
 
     def wrong(folder, place, values):
@@ -185,6 +187,7 @@ def test_a_tensor_written_beside_its_place_stops_the_merge(adapters, tmp_path, m
 
     monkeypatch.setattr(patching, "_write", wrong)
     assert merge(tmp_path / "out", [adapters["c"]], "--method", "linear") == 4
+    assert "was not written as it was meant" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 
