@@ -239,16 +239,34 @@ def test_what_cannot_be_merged_this_way_is_refused_by_name(
     assert not any(tmp_path.iterdir())
 
 
-def test_another_base_is_refused(adapters, tmp_path, capsys):
-    base = copy_base(tmp_path / "base")
-    tensors = load_file(Path(base) / "model-00001-of-00001.safetensors")
-    for tensor in tensors.values():
-        tensor.add_(1)
-    save_file(tensors, Path(base) / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
-    out = tmp_path / "out"
-    assert merge(out, [adapters["a"]], "--method", "linear", "--base", base) == 2
-    assert "fingerprint" in capsys.readouterr().err
+def change(base):
+    """Other weights in the same folder."""
+    path = Path(base) / "model-00001-of-00001.safetensors"
+    tensors = {name: tensor + 0.01 for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_another_base_is_refused_and_so_is_one_that_has_changed(adapters, tmp_path, capsys):
+    base, out = copy_base(tmp_path / "base"), tmp_path / "out"
+    own = write_adapters(tmp_path, base, ("c",))["c"]
+    change(base)
+    assert merge(out, [adapters["c"]], "--method", "linear", "--base", base) == 2
+    assert "dW of different bases" in capsys.readouterr().err
+    assert merge(out, [own], "--method", "linear", "--gate", "weights") == 2
+    assert "its files have changed since" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_mismatch_that_is_allowed_goes_into_the_base_of_the_merge(adapters, tmp_path, capsys):
+    base, out = copy_base(tmp_path / "base"), tmp_path / "out"
+    change(base)
+    own = write_adapters(tmp_path, base, ("c",))["c"]
+    options = ["--method", "linear", "--allow_base_mismatch", "--limit", "2", "--json"]
+    assert merge(out, [own, adapters["c"]], *options) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["adapter"] for one in report["mismatches"]] == [adapters["c"]]
+    name = "model.vision_tower.embeddings.position_embedding.weight"
+    assert torch.equal(weights(out)[name], weights(base)[name])
 
 
 def test_a_tied_weight_stored_once_has_a_place_and_stored_twice_has_none(tmp_path):

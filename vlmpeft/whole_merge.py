@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlmpeft.adapters import check_base
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base import BaseSpec, Bits, fingerprint, load_base
 from vlmpeft.components import PLANNED
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Limits, find_pad_id
@@ -65,9 +64,13 @@ class WholeMerge:
         Raises:
             UserError: another base, adapters without dW, a tensor that the files do not hold as one.
         """
-        base = origin(self.spec)
+        found, said = fingerprint(self.spec), self.merger.origin["fingerprint"]
+        if found != said:
+            raise UserError(
+                f"base {self.spec.path} has fingerprint {found}, and adapter {self.merger.operands[0].folder} was trained on "
+                f"{said}: its files have changed since; give those it was trained on: --base PATH"
+            )
         for operand in self.merger.operands:
-            check_base(operand.folder, base)
             self._check_operand(operand)
         check_places(self.places, shapes_of([o.deltas for o in self.merger.operands]))
 
