@@ -99,9 +99,10 @@ def merging_memory() -> str:
     record = _read("streaming")
     if not record:
         return "No record yet: `python benchmarks/streaming.py DIR`."
+    bound = f" ({record['upper_bound']})" if "upper_bound" in record else ""
     return (
         f"`{record['method']}` over the whole model of {record['adapters']} adapters of rank {record['rank']} on every linear layer "
         f"of a LLaVA-1.5-7B-shaped base ({record['parameters'] / 1e9:.2f} billion parameters, {record['base_gb']:.1f} GB, random "
-        f"values): {record['peak_resident_gb']:.2f} GB resident at most, {record['tensors_changed']} tensors changed, on "
+        f"values): {record['peak_resident_gb']:.2f} GB resident at most{bound}, {record['tensors_changed']} tensors changed, on "
         f"{record['threads']} thread(s) of a shared machine in {record['seconds'] / 60:.0f} minutes."
     )
