@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, fingerprint, load_base
+from vlmpeft.base import QUANTIZED, BaseSpec, Bits, fingerprint, load_base
 from vlmpeft.components import PLANNED
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Limits, find_pad_id
@@ -173,13 +173,17 @@ class WholeMerge:
 
     def _notes(self) -> list[str]:
         bits = {m["base"]["bits"][name] for m in self.merger.manifests for name in PLANNED}
-        quantized = sorted(bits & {"int8", "nf4", "fp4"})
-        if not quantized:
-            return []
-        return [
-            f"trained on {' + '.join(quantized)} weights, merged into the checkpoint's own {self.width} weights: another base "
-            "than the one they were trained on; export --to merged says how much that changes"
-        ]
+        notes = []
+        if quantized := sorted(bits & {*QUANTIZED}):
+            notes.append(
+                f"trained on {' + '.join(quantized)} weights, merged into the checkpoint's own {self.width} weights: another "
+                "base than the one they were trained on; export --to merged says how much that changes"
+            )
+        if pixels := self.merger.manifests[0].get("max_pixels"):
+            notes.append(
+                f"pictures above {pixels} pixels were scaled down before the processor saw them; scale yours down as well"
+            )
+        return notes
 
 
 def _generation_config(folder: Path) -> Any:
