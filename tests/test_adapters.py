@@ -104,7 +104,7 @@ def test_every_trained_tensor_is_in_the_manifest_and_the_file(tmp_path, tiny):
     assert manifest["base"]["fingerprint"] == origin(FP32)["fingerprint"]
 
 
-@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "shape, as listed"])
 def test_a_wrong_tensor_is_an_error_and_nothing_is_loaded(tmp_path, tiny, change):
     folder, attached = _saved(tmp_path, tiny, RECIPE)
     path = folder / "adapter_model.safetensors"
@@ -116,6 +116,10 @@ def test_a_wrong_tensor_is_an_error_and_nothing_is_loaded(tmp_path, tiny, change
         tensors["base_model.model.other"] = torch.zeros(1)
     else:
         tensors[name] = torch.zeros(3, 3)
+    if change == "shape, as listed":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["tensors"][name] = [3, 3]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
     save_file(tensors, path)
     before = {n: p.clone() for n, p in attached.trainable().items()}
     with pytest.raises(UserError, match=r"does not fit the plan|has shape"):

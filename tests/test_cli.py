@@ -51,7 +51,7 @@ def test_help_and_import_cost_no_torch():
         (["fit", "--model.base.bits.language=nf3"], "nf3"),
         (["fit", "--ckpt_path", "x.ckpt"], "give fit --resume"),
         (["fit", "--resume", "nowhere"], "nowhere has no config.yaml"),
-        (["test", "--adapter", "nowhere"], "nowhere has no manifest.json"),
+        (["test", "--adapter", "nowhere"], "nowhere: there is no manifest.json"),
         (["data", "workbench", "formt", "--out", "x"], "Did you mean format?"),
         (["data", "bench"], "Did you mean workbench?"),
     ],

@@ -104,6 +104,6 @@ def test_selected_checkpoint_is_what_the_record_says(tmp_path):
     keeper = RunCheckpoints(tmp_path, every=10, select="best", monitor="val/exact_match")
     module = SimpleNamespace(load_state_dict=lambda state: None)
     assert keeper.load_selected(module, 7) == {"by": "last", "step": 7}
-    torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
+    torch.save({"state_dict": {}, "global_step": 5}, tmp_path / "best.ckpt")
     keeper.best_step = 5
     assert keeper.load_selected(module, 7) == {"by": "val/exact_match", "step": 5}

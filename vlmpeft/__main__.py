@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    message = " ".join(str(error).split())
+    from vlmpeft.visible import visible
+
+    message = visible(" ".join(str(error).split()))
     print(f"vlmpeft: {message}", file=sys.stderr)  # noqa: T201
     return code
 

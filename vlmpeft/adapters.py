@@ -16,13 +16,15 @@ from vlmpeft import __version__
 from vlmpeft.base import BaseSpec, Bits
 from vlmpeft.components import PLANNED, Components
 from vlmpeft.errors import UserError
+from vlmpeft.manifest import MANIFEST, read_manifest
+from vlmpeft.own_code import refuse_own_code
 from vlmpeft.plan import AttachedPlan, Plan, attach
 
 PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"
 OWN_WEIGHTS = "adapter.safetensors"
-MANIFEST = "manifest.json"
 TEMPLATE = "chat_template.jinja"
+_PLAUSIBLE_SIZE = 1024  # of a rank or a number of tokens, whatever the tensors are
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -186,34 +188,37 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else str(value)
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of an adapter folder.
+def adapter_plan(folder: str | Path) -> Plan:
+    """The plan an adapter was trained with.
 
     Raises:
-        UserError: no such folder, or it was not written by vlmpeft.
+        UserError: its manifest names what is no strategy, or gives one values it does not take.
     """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise UserError(f"adapter {folder}: there is no {MANIFEST}; give a folder that `fit` wrote")
+    return saved_plan(folder, read_manifest(folder))
+
+
+def saved_plan(folder: str | Path, manifest: dict[str, Any]) -> Plan:
+    """The same of a manifest that was read before."""
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"adapter {folder}: {MANIFEST} is not valid JSON: {error}") from error
-    lacks = [
-        key
-        for key in ("plan", "base", "tensors")
-        if not isinstance(manifest, dict) or key not in manifest
-    ]
-    if lacks:
-        raise UserError(
-            f"adapter {folder}: {MANIFEST} lacks {', '.join(lacks)}; give a folder that `fit` wrote"
-        )
-    return manifest
+        plan = Plan.from_dict(manifest["plan"])
+        _check_sizes(plan, manifest["tensors"])
+    except UserError as error:
+        raise UserError(f"adapter {folder}: {error}") from error
+    return plan
 
 
-def adapter_plan(folder: str | Path) -> Plan:
-    """The plan an adapter was trained with."""
-    return Plan.from_dict(read_manifest(folder)["plan"])
+def _check_sizes(plan: Plan, shapes: dict[str, list[int]]) -> None:
+    """Refuse a rank, width or number of tokens that no tensor has: it would be allocated for every layer first."""
+    sizes = {size for shape in shapes.values() for size in shape}
+    for component in PLANNED:
+        for strategy in plan.of(component):
+            for field in ("r", "init_r", "target_r", "width", "n"):
+                size = getattr(strategy, field, None) or 0
+                if isinstance(size, int) and size > _PLAUSIBLE_SIZE and size not in sizes:
+                    kind = type(strategy).__name__
+                    raise UserError(
+                        f"{kind} of {component} has {field}={size} and no tensor of that size; copy or train it again"
+                    )
 
 
 def trained_base(folder: str | Path, path: str | None = None) -> BaseSpec:
@@ -244,10 +249,11 @@ def saved_processor(folder: str | Path) -> Any:
     """
     from transformers import AutoProcessor
 
+    refuse_own_code(folder, str(folder))
     try:
-        return AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # files from elsewhere: whatever transformers stumbles over
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: its processor cannot be loaded: {reason}") from error
 
 
@@ -371,6 +377,12 @@ def _check_inventory(folder: str | Path, file: str, tensors: dict[str, Tensor]) 
             f"adapter {folder}: {file} does not fit the plan in {MANIFEST}: {len(wrong)} tensors, e.g. {min(wrong)} "
             f"{kind}; copy or train the adapter again"
         )
+    for name, tensor in tensors.items():
+        if list(tensor.shape) != listed[name]:
+            raise UserError(
+                f"adapter {folder}: {name} has shape {list(tensor.shape)} in {file}, and {MANIFEST} says {listed[name]}; "
+                "copy or train the adapter again"
+            )
 
 
 def weights_file(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from torch import nn
 
 from vlmpeft.components import PLANNED, Components, count_by_component, find_components
 from vlmpeft.errors import UserError
+from vlmpeft.own_code import refuse_adapter, refuse_own_code
 from vlmpeft.quantization import keep_int8_statistics, quantize_linears, silence_casts
 from vlmpeft.torchvision_ops import declare_torchvision_ops
 
@@ -116,8 +117,16 @@ def meta_model(spec: BaseSpec) -> Any:
     """The base's module tree without weights, in milliseconds; needs its config.json only."""
     from transformers import AutoModelForImageTextToText
 
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(load_config(spec))
+    config = load_config(spec)
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # a config from elsewhere: whatever transformers stumbles over
+        raise UserError(
+            f"base {spec.path}: no model can be built by its config: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def load_base(spec: BaseSpec, device: torch.device | str = "cpu") -> tuple[Any, Any, Components]:
@@ -136,6 +145,7 @@ def load_base(spec: BaseSpec, device: torch.device | str = "cpu") -> tuple[Any, 
         spec,
         dtype=_plain_dtype(device),
         device_map={"": device},
+        use_safetensors=True,  # a pickle can run code
         quantization_config=quantization_config(spec, widths, components, device),
     )
     main, compute = _main_quantized(spec, widths), compute_dtype(spec, device)
@@ -346,13 +356,19 @@ def origin(spec: BaseSpec) -> dict[str, Any]:
 
 
 def _from_hub(load: Any, spec: BaseSpec, **kwargs: Any) -> Any:
-    """Call a `from_pretrained`; every way it can fail becomes one line."""
+    """Call a `from_pretrained` that runs no code of the base's; every way it can fail becomes one line."""
     where = base_dir(spec.path)
+    what = f"base {spec.path}"
+    if Path(where).is_dir():
+        refuse_own_code(where, what)
+        refuse_adapter(where, what)
     try:
-        return load(where, revision=spec.revision or "main", **kwargs)
+        return load(where, revision=spec.revision or "main", trust_remote_code=False, **kwargs)
     except json.JSONDecodeError as error:
         raise UserError(f"base {spec.path}: its config is not valid JSON ({error})") from error
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # files from elsewhere: whatever transformers stumbles over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(where).is_dir():
             raise UserError(f"base {spec.path} cannot be loaded: {reason}") from error

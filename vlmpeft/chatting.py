@@ -11,14 +11,16 @@ from typing import Any, get_args
 
 import torch
 
-from vlmpeft.adapters import read_manifest
 from vlmpeft.base import BaseSpec, Bits, Width, load_base, origin
 from vlmpeft.chat import Chat, read_picture
-from vlmpeft.config import quiet_libraries
+from vlmpeft.config import names_of, quiet_libraries
 from vlmpeft.data.arguments import Parser
 from vlmpeft.errors import UserError
+from vlmpeft.manifest import read_manifest
+from vlmpeft.plan import ALLOW_HELP, allow_strategies
 from vlmpeft.switching import AdapterSwitch, KeptAdapter, keep_adapters
 from vlmpeft.terminal import Terminal, in_our_options, note, note_cut
+from vlmpeft.visible import visible
 
 
 def main(args: list[str]) -> None:
@@ -35,7 +37,7 @@ def main(args: list[str]) -> None:
     if answer is None:
         Terminal(chat).run()
         return
-    print(answer.text)  # noqa: T201
+    print(visible(answer.text))  # noqa: T201
     note_cut(answer)
 
 
@@ -64,6 +66,7 @@ def _parser() -> Parser:
         "--max_new_tokens", type=_positive, help="of an answer; default: as the adapter was scored"
     )
     parser.add_argument("--chat_template", help="of a base that has none: a file or a shipped name")
+    parser.add_argument("--allow_strategy", metavar="NAMES", help=ALLOW_HELP)
     return parser
 
 
@@ -90,6 +93,7 @@ def _our_options() -> Iterator[None]:
 
 def _load(settings: argparse.Namespace) -> Chat:
     """What can be wrong is looked at before the base is loaded, which takes minutes for a big one."""
+    allow_strategies(names_of(settings.allow_strategy))
     if settings.image is not None:
         read_picture(settings.image)
     folders = [_named(text) for text in settings.adapter]

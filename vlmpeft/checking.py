@@ -8,8 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from vlmpeft.config import quiet_libraries
 from vlmpeft.data.arguments import Parser
 from vlmpeft.data.audit import audit
@@ -18,6 +16,7 @@ from vlmpeft.data.audit_text import print_audit
 from vlmpeft.errors import GateFailed
 from vlmpeft.metrics import JsonFields
 from vlmpeft.planning import PlanCLI
+from vlmpeft.visible import terminal_console, visible, visible_json
 
 
 def check_data(args: list[str]) -> None:
@@ -41,11 +40,11 @@ def check_data(args: list[str]) -> None:
     if own.html:
         write_page(own.html, found, data)
     if own.json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))  # noqa: T201
+        print(visible_json(json.dumps(found.to_dict(), ensure_ascii=False)))  # noqa: T201
     else:
-        print_audit(Console(highlight=False), found)
+        print_audit(terminal_console(), found)
         if own.html:
-            print(f"page: {own.html}")  # noqa: T201
+            print(visible(f"page: {own.html}"))  # noqa: T201
     if errors := found.errors:
         raise GateFailed(f"{len(errors)} error(s) in the data: {errors[0].text}")
 

@@ -48,6 +48,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, map_location, weights_only=True)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run, on the CPU; plain data only, so reading it runs no code.
+
+    Raises:
+        UserError: it is damaged, or holds more than plain data.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(checkpoint["global_step"], int) and isinstance(
+            checkpoint["state_dict"], dict
+        ):
+            return checkpoint
+        reason = "its step or its weights are of another form"
+    except Exception as error:  # a file from elsewhere: whatever torch stumbles over
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(_no_checkpoint(path, reason)) from error
+    raise UserError(_no_checkpoint(path, reason))
+
+
+def _no_checkpoint(path: Path, reason: str) -> str:
+    return f"checkpoint {path} is none that `fit` wrote: {reason}; remove it to begin from step 0"
+
+
 class RunCheckpoints(pl.Callback):
     """Keeps last.ckpt to resume from and, if `select` is best, best.ckpt to score.
 
@@ -101,7 +124,5 @@ class RunCheckpoints(pl.Callback):
         path = self.folder / BEST
         if self.select != "best" or not path.is_file():
             return {"by": "last", "step": step}
-        module.load_state_dict(
-            torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        )
+        module.load_state_dict(read_checkpoint(path)["state_dict"])
         return {"by": self.monitor, "step": self.best_step}

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 
-from vlmpeft.adapters import read_manifest
+from vlmpeft.adapters import adapter_plan
 from vlmpeft.base import parameter_count
-from vlmpeft.checkpoints import LAST, AtomicCheckpointIO, RunCheckpoints
-from vlmpeft.config import explain, quiet_libraries
+from vlmpeft.checkpoints import BEST, LAST, AtomicCheckpointIO, RunCheckpoints, read_checkpoint
+from vlmpeft.config import explain, names_of, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.errors import Interrupted, UserError
 from vlmpeft.fit import Eval, FitRun, Search, new_run_dir
+from vlmpeft.manifest import read_manifest
 from vlmpeft.module import VLMModule
+from vlmpeft.plan import allow_strategies
 from vlmpeft.progress import FitProgress, MetricsCsv
 from vlmpeft.readiness import make_scorer, use_adapter
 from vlmpeft.records import (
@@ -34,6 +35,7 @@ from vlmpeft.records import (
 from vlmpeft.registry import STRATEGIES, import_all
 from vlmpeft.report import group_table, headlines
 from vlmpeft.scoring import score_loader
+from vlmpeft.visible import terminal_console, visible
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
 
@@ -115,6 +117,13 @@ class VLMCLI(LightningCLI):
             default=50,
             help="Optimizer steps between two checkpoints.",
         )
+        parser.add_argument(
+            "--allow_strategy",
+            type=str | None,
+            default=None,
+            help="Strategies of your own that an adapter may name: mine.A,mine.B. They are imported; without it nothing "
+            "that a file names is.",
+        )
         if self.verb == "fit":
             parser.add_argument(
                 "--resume", type=str | None, default=None, help="Run folder to go on with."
@@ -142,6 +151,7 @@ class VLMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.settings
+        allow_strategies(names_of(settings.allow_strategy))
         if settings.trainer.precision is None:
             wanted = settings.trainer.accelerator
             gpu = torch.cuda.is_available() and wanted in ("auto", "gpu", "cuda")
@@ -174,7 +184,7 @@ class VLMCLI(LightningCLI):
         """The resolved configuration as plain data, without what is only about this call."""
         text = self._parser(self.verb).dump(self.settings, skip_validation=True, format="json")
         plain = json.loads(text)
-        for key in ("config", "resume", "yes", "run_name", "runs_dir"):
+        for key in ("config", "resume", "yes", "run_name", "runs_dir", "allow_strategy"):
             plain.pop(key, None)
         return plain
 
@@ -217,10 +227,7 @@ class VLMCLI(LightningCLI):
     def fit(self, **_: Any) -> None:
         """The fit verb: score, train, score, save."""
         settings = self.settings
-        if settings.resume and (record := read_record(self.run_dir)) and record["status"] == "done":
-            raise UserError(
-                f"run {self.run_dir} is finished; its record is {self.run_dir / 'result.json'}"
-            )
+        self._check_folders()
         self._ask_about_size()
         run = FitRun(
             self.run_dir,
@@ -244,6 +251,25 @@ class VLMCLI(LightningCLI):
                 self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self._checkpoint())
             run.finish()
 
+    def _check_folders(self) -> None:
+        """Look at what a run or an adapter left before anything is loaded.
+
+        Raises:
+            UserError: the run is finished; a damaged record, checkpoint or adapter, or one that names code.
+        """
+        if self.settings.init_adapter:
+            adapter_plan(self.settings.init_adapter)
+        if not self.settings.resume:
+            return
+        record = read_record(self.run_dir)
+        if record and record["status"] == "done":
+            raise UserError(
+                f"run {self.run_dir} is finished; its record is {self.run_dir / 'result.json'}"
+            )
+        for name in (LAST, BEST):
+            if (path := self.run_dir / "checkpoints" / name).is_file():
+                read_checkpoint(path)
+
     @contextlib.contextmanager
     def _interruption(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM end a run that can be resumed; Lightning leaves by SystemExit on both."""
@@ -262,8 +288,7 @@ class VLMCLI(LightningCLI):
         if not path.is_file():
             self.metrics_csv.cut_back(0)
             return None
-        step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
-        self.metrics_csv.cut_back(step)
+        self.metrics_csv.cut_back(read_checkpoint(path)["global_step"])
         return str(path)
 
     def _ask_about_size(self) -> None:
@@ -325,13 +350,13 @@ class VLMCLI(LightningCLI):
         )
         path = self._out_dir() / "predictions.jsonl"
         write_predictions(path, items)
-        print(f"{len(items)} predictions: {path}")  # noqa: T201
+        print(visible(f"{len(items)} predictions: {path}"))  # noqa: T201
 
     def _prepare_scoring(self, split: str) -> None:
         adapter = self.settings.adapter
-        if adapter:
-            manifest = read_manifest(adapter)
-            self.data.max_pixels = manifest.get("max_pixels", self.data.max_pixels)
+        if adapter:  # what is wrong with it shows before the data is read and the base is loaded
+            adapter_plan(adapter)
+            self.data.max_pixels = read_manifest(adapter).get("max_pixels", self.data.max_pixels)
         self.data.prepare(self.module.processor, splits=(split,))
         self.module.load(self.trainer.strategy.root_device)
         self.module.trainer = self.trainer
@@ -351,7 +376,7 @@ class VLMCLI(LightningCLI):
     def _print_scores(self, split: str) -> None:
         scorer = self.module.scorer
         scores, groups = scorer.compute(), scorer.groups()
-        console = Console(highlight=False)
+        console = terminal_console()
         console.print(
             f"{split}, {len(scorer.items)} items: "
             + ", ".join(f"{name} {scores[name]:.6f}" for name in headlines(scores))

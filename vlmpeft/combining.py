@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
-from vlmpeft.config import explain, quiet_libraries
+from vlmpeft.config import explain, names_of, quiet_libraries
 from vlmpeft.errors import UserError
 from vlmpeft.heatmap import draw_conflicts
 from vlmpeft.merge_tables import show, show_whole
@@ -22,8 +21,10 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import Result
 from vlmpeft.mismatch import Mismatch, find_mismatches
+from vlmpeft.plan import allow_strategies
 from vlmpeft.records import write_json
 from vlmpeft.tuning import GRID, Judge, grid_of, plain, search
+from vlmpeft.visible import terminal_console, visible
 from vlmpeft.whole_merge import GateName, WholeMerge
 
 LISTS = ("--adapters", "--weights", "--data")
@@ -77,6 +78,12 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--out", type=str | None, default=None, help="Folder that is written.")
     parser.add_argument("--base", type=str | None, default=None, help="Where the base is now.")
+    parser.add_argument(
+        "--allow_strategy",
+        type=str | None,
+        default=None,
+        help="Strategies of your own that an adapter may name: mine.A,mine.B.",
+    )
     parser.add_argument(
         "--explain",
         type=bool,
@@ -136,6 +143,7 @@ def merge_adapters(args: list[str]) -> None:
         )
     with contextlib.redirect_stdout(sys.stderr if settings.json else sys.stdout):
         quiet_libraries()
+        allow_strategies(names_of(settings.allow_strategy))
         merger = read_adapters(settings.adapters, settings.base, settings.allow_base_mismatch)
         tried = None
         if settings.tune:
@@ -149,9 +157,9 @@ def merge_adapters(args: list[str]) -> None:
     if settings.json:
         print(json.dumps(summary | {"conflicts": [asdict(c) for c in found]}))  # noqa: T201
     elif settings.to == "adapter":
-        show(Console(highlight=False), summary, found, settings.explain)
+        show(terminal_console(), summary, found, settings.explain)
     else:
-        show_whole(Console(highlight=False), summary, out, found)
+        show_whole(terminal_console(), summary, out, found)
 
 
 def _write_adapter(
@@ -193,7 +201,8 @@ def _tuned(merger: Merger, recipe: Recipe, settings: Any) -> tuple[Recipe, list[
     chosen, tried = search(merger, recipe, grid, judge.scores)
     best = max(tried, key=lambda one: one.mean)
     knobs = ", ".join(f"{knob} {value:g}" for knob, value in best.knobs.items())
-    print(f"tuned on {len(tried)} points: {knobs} (mean {judge.metric.name} {best.mean:.4f})")  # noqa: T201
+    said = f"tuned on {len(tried)} points: {knobs} (mean {judge.metric.name} {best.mean:.4f})"
+    print(visible(said))  # noqa: T201
     return chosen, plain(tried)
 
 
@@ -201,7 +210,7 @@ def _shown_mismatches(merger: Merger, settings: Any) -> list[Mismatch]:
     """Adapters of other bases with their scores, printed."""
     found = find_mismatches(merger, settings.data, settings.limit)
     for mismatch in found:
-        print(mismatch)  # noqa: T201
+        print(visible(str(mismatch)))  # noqa: T201
     return found
 
 

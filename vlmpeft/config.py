@@ -10,12 +10,16 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.manifest import read_manifest
 from vlmpeft.registry import METRICS, STRATEGIES, resolve
+from vlmpeft.saved_config import read_saved_config
 from vlmpeft.shipped import shipped_configs_dir
+from vlmpeft.visible import visible
 
 
 def find_config(name: str) -> Path:
@@ -42,33 +46,36 @@ def with_found_configs(args: list[str]) -> list[str]:
     for arg in args:
         flag, equals, value = arg.partition("=")
         if expects_path or (flag in ("--config", "-c") and equals):
-            path = _announced(arg if expects_path else value)
-            result += [*_resets(path), "--config", path]
+            path = _announced(find_config(arg if expects_path else value))
+            result += [*_resets(_read_yaml(path)), "--config", path]
         elif arg not in ("--config", "-c"):
             result.append(arg)
         expects_path = not expects_path and arg in ("--config", "-c")
     return result
 
 
-def _resets(path: str) -> list[str]:
+def _read_yaml(path: str) -> Any:
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, OSError, ValueError):
+        return None  # the parser says what is wrong with it
+
+
+def _resets(config: Any) -> list[str]:
     """Arguments that clear each component for which a config gives a list of strategies.
 
     jsonargparse would let the settings of an earlier config's strategy leak into the list's entries.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
-        plan = content["model"]["plan"]
-    except (yaml.YAMLError, OSError, KeyError, TypeError, AttributeError):
+        plan = config["model"]["plan"].items()
+    except (KeyError, TypeError, AttributeError):
         return []
-    return [
-        f"--model.plan.{name}=Frozen" for name, value in plan.items() if isinstance(value, list)
-    ]
+    return [f"--model.plan.{name}=Frozen" for name, value in plan if isinstance(value, list)]
 
 
-def _announced(name: str) -> str:
-    path = str(find_config(name))
-    print(f"config: {path}", file=sys.stderr)  # noqa: T201
-    return path
+def _announced(path: Path) -> str:
+    print(f"config: {visible(str(path))}", file=sys.stderr)  # noqa: T201
+    return str(path)
 
 
 def explain(message: str, keys: Iterable[str]) -> str:
@@ -139,24 +146,39 @@ def lightning_args(verb: str, args: list[str]) -> list[str]:
     """The arguments with configs found, and with the config that --resume or --adapter stand for.
 
     Raises:
-        UserError: --ckpt_path, whose stored settings would silently win over the command line.
+        UserError: --ckpt_path, whose stored settings would silently win over the command line; a config beside an
+            adapter or a checkpoint that names code.
     """
     if any(arg.partition("=")[0] == "--ckpt_path" for arg in args):
         raise UserError("--ckpt_path is not used here: give fit --resume RUN_DIR, or --adapter DIR")
-    implied = []
+    implied: list[str] = []
+    named = {Path(name) for name in _values_of("--config", args)}
     if folder := _value_of("--resume", args):
-        implied = ["--config", _existing(Path(folder) / "config.yaml", f"run {folder}")]
+        path = _existing(Path(folder) / "config.yaml", f"run {folder}")
+        implied = [] if path in named else _saved(path, False, args)
     elif folder := _value_of("--adapter", args):
-        config = Path(folder).parent / "config.yaml"
-        if not _value_of("--config", args):
-            implied = ["--config", str(config)] if config.is_file() else _base_of(folder)
-    return with_found_configs(implied + args)
+        path = Path(folder).parent / "config.yaml"
+        if not named:
+            implied = _saved(path, True, args) if path.is_file() else _base_of(folder)
+    return implied + with_found_configs(args)
+
+
+def _saved(path: Path, scoring: bool, args: list[str]) -> list[str]:
+    """The config of a run folder as arguments; it was not named, so it may name no code."""
+    allowed = names_of(*_values_of("--allow_strategy", args))
+    config = read_saved_config(path, scoring, allowed)
+    _announced(path)
+    return [*_resets(config), f"--config={json.dumps(config, default=str)}"]
+
+
+def names_of(*values: str | None) -> list[str]:
+    """The names in values such as "mine.A,mine.B"."""
+    return [name.strip() for value in values for name in (value or "").split(",") if name.strip()]
 
 
 def _base_of(adapter: str) -> list[str]:
     """The base an adapter was trained on, as arguments."""
-    manifest = Path(adapter) / "manifest.json"
-    base = json.loads(_read(manifest, f"adapter {adapter}"))["base"]
+    base = read_manifest(adapter)["base"]
     bits = [
         f"--model.base.bits.{name}={base['bits'][name]}"
         for name in ("vision", "projector", "language")
@@ -164,22 +186,24 @@ def _base_of(adapter: str) -> list[str]:
     return [f"--model.base.path={base['id']}", *bits]
 
 
-def _read(path: Path, what: str) -> str:
-    return Path(_existing(path, what)).read_text()
-
-
 def _value_of(flag: str, args: list[str]) -> str | None:
+    return next(iter(_values_of(flag, args)), None)
+
+
+def _values_of(flag: str, args: list[str]) -> list[str]:
+    """Every value that an option is given, as `--flag VALUE` or `--flag=VALUE`."""
+    found = []
     for number, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name == flag:
-            return value if equals else next(iter(args[number + 1 :]), None)
-    return None
+            found += [value] if equals else args[number + 1 : number + 2]
+    return found
 
 
-def _existing(path: Path, what: str) -> str:
+def _existing(path: Path, what: str) -> Path:
     if not path.is_file():
         raise UserError(f"{what} has no {path.name}")
-    return str(path)
+    return path
 
 
 def quiet_libraries() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from rich.console import Console
-
 from vlmpeft.errors import GateFailed
 from vlmpeft.records import versions
+from vlmpeft.visible import terminal_console
 
 
 def main(args: list[str]) -> None:
@@ -15,7 +14,7 @@ def main(args: list[str]) -> None:
     if args and args[0] in ("-h", "--help"):
         print("usage: python -m vlmpeft doctor")  # noqa: T201
         return
-    console = Console(highlight=False)
+    console = terminal_console()
     for package, version in versions().items():
         console.print(f"{package:14} {version}")
     console.print(f"{'device':14} {describe_devices()}")

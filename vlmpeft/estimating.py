@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from vlmpeft.base import BaseSpec
 from vlmpeft.config import quiet_libraries
@@ -43,6 +42,7 @@ from vlmpeft.forecast import (
 )
 from vlmpeft.plan import Plan
 from vlmpeft.planning import PlanCLI
+from vlmpeft.visible import terminal_console
 
 Cases = dict[str, tuple[BaseSpec, Plan]]
 
@@ -69,7 +69,7 @@ def show_estimate(args: list[str]) -> None:
     if wishes.json:
         print(json.dumps(report))  # noqa: T201
     else:
-        print_report(Console(highlight=False), report)
+        print_report(terminal_console(), report)
 
 
 def _wishes(args: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from rich.console import Console
 
 from vlmpeft.adapter_export import AdapterExport
 from vlmpeft.adapters import (
     adapter_plan,
     check_base,
-    read_manifest,
     read_tensors,
     saved_processor,
     trained_base,
 )
 from vlmpeft.base import BaseSpec, meta_model, origin
 from vlmpeft.components import find_components
-from vlmpeft.config import quiet_libraries
+from vlmpeft.config import names_of, quiet_libraries
 from vlmpeft.data.arguments import Parser
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import BUILT_IN, encode_items, read_items
@@ -35,11 +33,13 @@ from vlmpeft.export_card import card
 from vlmpeft.export_tables import show
 from vlmpeft.features import Sample
 from vlmpeft.loadability import Loadability
+from vlmpeft.manifest import read_manifest
 from vlmpeft.merge_target import MergeTarget, Onto
 from vlmpeft.merged_export import MergedExport
-from vlmpeft.plan import AttachedPlan, attach
+from vlmpeft.plan import ALLOW_HELP, AttachedPlan, allow_strategies, attach
 from vlmpeft.records import versions
 from vlmpeft.scratch import refuse_existing, written_whole
+from vlmpeft.visible import terminal_console
 
 
 def main(args: list[str]) -> None:
@@ -56,11 +56,12 @@ def main(args: list[str]) -> None:
     refuse_existing(out)
     with _our_options(), contextlib.redirect_stdout(sys.stderr):
         quiet_libraries()
+        allow_strategies(names_of(settings.allow_strategy))
         report = _export(settings, out)
     if settings.json:
         print(json.dumps(report))  # noqa: T201
     else:
-        show(Console(highlight=False), report, out)
+        show(terminal_console(), report, out)
 
 
 def _parser() -> Parser:
@@ -89,6 +90,7 @@ def _parser() -> Parser:
         help="largest |delta logits|, which alone decides then",
     )
     add("--max_shard_size", help="of a merged checkpoint's files; 5GB")
+    add("--allow_strategy", metavar="NAMES", help=ALLOW_HELP)
     add("--json", action="store_true", help="JSON and nothing else on stdout")
     return parser
 

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from vlmpeft.adapters import (
     save_adapter,
 )
@@ -38,6 +36,7 @@ from vlmpeft.report import device_name, model_card, plan_table, print_result
 from vlmpeft.scoring import Scores, score_loader, to_device
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.shipped import cache_dir
+from vlmpeft.visible import terminal_console
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
 
@@ -103,7 +102,7 @@ class FitRun:
         self.run_dir, self.trainer, self.module, self.data = run_dir, trainer, module, data
         self.evaluation, self.config, self.checkpoints = evaluation, config, checkpoints
         self.search = search
-        self.console = Console(stderr=False, highlight=False)
+        self.console = terminal_console()
         self.seconds = {"load": 0.0, "fit": 0.0, "score": 0.0}
         self.metrics: dict[str, dict[str, Scores]] = {"base": {}, "tuned": {}}
         self.groups: dict[str, dict[str, dict[str, Scores]]] = {"base": {}, "tuned": {}}

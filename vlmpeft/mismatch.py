@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters import load_adapter, read_manifest, saved_processor, trained_base
+from vlmpeft.adapters import load_adapter, saved_processor, trained_base
 from vlmpeft.base import BaseSpec, fingerprint, load_base
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items
 from vlmpeft.errors import UserError
+from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.operands import bases_named
 

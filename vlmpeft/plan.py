@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from vlmpeft.components import PLANNED, Components, count_by_component
 from vlmpeft.errors import UserError
-from vlmpeft.registry import STRATEGIES, resolve, short_name
+from vlmpeft.registry import STRATEGIES, resolve, saved_class, short_name
 from vlmpeft.strategies import Attachment, Component, Frozen, Strategy
 from vlmpeft.strategies.low_rank import Delta, dense
+from vlmpeft.typed_values import check_values
 
 Strategies = Strategy | list[Strategy]
 
@@ -56,16 +57,46 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
-        """The inverse of `to_dict`; JSON lists become tuples again."""
+        """The inverse of `to_dict`; JSON lists become tuples again.
+
+        Raises:
+            UserError: a name that stands for no strategy (see `registry.saved_class`), or values it does not take.
+        """
         return cls(
             **{
-                component: [
-                    resolve(entry["class_path"], STRATEGIES)(**_tuples(entry["init_args"]))
-                    for entry in entries
-                ]
+                component: [_saved_strategy(component, entry) for entry in entries]
                 for component, entries in data.items()
             }
         )
+
+
+ALLOW = "--allow_strategy"
+ALLOW_HELP = "strategies of your own that an adapter may name, mine.A,mine.B; they are imported"
+
+
+def allow_strategies(names: Iterable[str]) -> None:
+    """Import strategies of the user's own that an adapter may name (`--allow_strategy`).
+
+    Raises:
+        UserError: a name that cannot be imported, or is no strategy.
+    """
+    for name in names:
+        cls = resolve(name, STRATEGIES)
+        if not (isinstance(cls, type) and issubclass(cls, Strategy)):
+            raise UserError(f"{ALLOW} {name}: it is not a vlmpeft.Strategy subclass")
+
+
+def _saved_strategy(component: str, entry: dict[str, Any]) -> Strategy:
+    name = entry["class_path"]
+    cls = saved_class(name, STRATEGIES, Strategy, ALLOW)
+    try:
+        if (
+            short_name(cls, STRATEGIES) in STRATEGIES
+        ):  # of the user's own, the types are the user's business
+            check_values(cls, entry["init_args"])
+        return cls(**_tuples(entry["init_args"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} of {component}: {error}") from error
 
 
 def _init_args(strategy: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from vlmpeft.base import NUM_BITS, meta_model, resolve_bits
 from vlmpeft.cli import VLMCLI
@@ -23,6 +22,7 @@ from vlmpeft.plan import AttachedPlan, attach
 from vlmpeft.reachability import Reachability, find_unreachable
 from vlmpeft.report import plan_table
 from vlmpeft.servability import ENGINES, Engine, Verdict, judge
+from vlmpeft.visible import terminal_console
 
 
 class PlanCLI(VLMCLI):
@@ -53,7 +53,7 @@ def show_plan(args: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     widths = resolve_bits(module.base.bits, device)
     if not as_json:
-        console = Console(highlight=False)
+        console = terminal_console()
         console.print(plan_table(attached, widths))
         for line in _unreachable_lines(attached, reach):
             console.print(line, soft_wrap=True)

@@ -64,9 +64,21 @@ def read_items(path: Path) -> list[dict[str, Any]]:
 
 
 def read_record(run_dir: Path) -> dict[str, Any] | None:
-    """The record of a run, or None if it has not left one."""
+    """The record of a run, or None if it has not left one.
+
+    Raises:
+        UserError: what is there is no record.
+    """
     path = run_dir / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"record {path} cannot be read: {error}; remove it") from error
+    if not isinstance(record, dict) or not isinstance(record.get("status"), str):
+        raise UserError(f"record {path} has no status, so it is none of vlmpeft's; remove it")
+    return record
 
 
 def semantic_hash(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from vlmpeft.errors import UserError, did_you_mean
@@ -57,6 +58,37 @@ def resolve(name: str, names: dict[str, str]) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{name} cannot be imported: {error}") from error
+
+
+def saved_class(name: str, names: dict[str, str], kind: type, flag: str) -> Any:
+    """The class behind a name that was read from an adapter, a record or a checkpoint.
+
+    Those files may come from anywhere, so a name in them imports and calls nothing: it stands for a class of ours in
+    `names`, or for a subclass of `kind` that the user has imported already.
+
+    Args:
+        name: a short name or a dotted path.
+        names: short name -> dotted path of our own classes.
+        kind: what the class has to be.
+        flag: the option that names a class of the user's own, for the message.
+
+    Raises:
+        UserError: neither; with what to do if the class is the user's own.
+    """
+    path = names.get(name, name)
+    if path in names.values():
+        return resolve(path, names)
+    module, _, attribute = path.rpartition(".")
+    loaded = sys.modules.get(module)
+    cls = vars(loaded).get(attribute) if loaded else None  # getattr could import
+    if isinstance(cls, type) and issubclass(cls, kind):
+        return cls
+    if not module:
+        raise UserError(f"unknown name {name!r}.{did_you_mean(name, names)}")
+    raise UserError(
+        f"{name!r} is none of vlmpeft's own classes, and a name in a file imports nothing; if you know this code and "
+        f"trust it, add {flag} {name}"
+    )
 
 
 def import_all(names: dict[str, str]) -> None:

@@ -34,6 +34,8 @@ def load_checkpoint(path: str, revision: str | None = None, device: Any = "cpu")
             revision=revision or "main",
             dtype="auto",
             device_map={"": device},
+            trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -14,11 +14,11 @@ from vlmpeft.adapters import (
     attach_tensors,
     chat_template,
     check_base,
-    read_manifest,
     read_tensors,
 )
 from vlmpeft.components import Components
 from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.manifest import read_manifest
 from vlmpeft.plan import AttachedPlan, Plan
 
 

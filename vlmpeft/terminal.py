@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from vlmpeft.chat import Answer, Chat
 from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.visible import visible
 
 # options of the other verbs, which errors of theirs name -> ours
 _OPTIONS = {
@@ -18,7 +19,7 @@ _OPTIONS = {
 
 
 def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(visible(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def note_cut(answer: Answer) -> None:
@@ -138,5 +139,5 @@ class Terminal:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(visible(text))
     sys.stdout.flush()

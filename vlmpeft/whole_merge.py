@@ -192,4 +192,6 @@ def _generation_config(folder: Path) -> Any:
 
     if (folder / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+    return GenerationConfig.from_model_config(
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    )

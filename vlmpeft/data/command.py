@@ -9,6 +9,7 @@ from vlmpeft.data.arguments import Parser
 from vlmpeft.data.template import main as template
 from vlmpeft.data.workbench.build import TASKS, build_task
 from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.visible import visible
 
 USAGE = """usage: python -m vlmpeft data COMMAND [options]
 
@@ -44,4 +45,4 @@ def workbench(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other scenes")
     settings = parser.parse_args(args)
     counts = build_task(settings.task, settings.out, settings.seed)
-    print(f"{settings.out}: " + ", ".join(f"{n} {split}" for split, n in counts.items()))  # noqa: T201
+    print(visible(f"{settings.out}: " + ", ".join(f"{n} {s}" for s, n in counts.items())))  # noqa: T201

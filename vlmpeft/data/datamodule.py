@@ -132,8 +132,13 @@ class VLMData(pl.LightningDataModule):
         results = measure(dataset, self.digests.all(read.conversations), self.num_workers)
         kept = [i for i, result in enumerate(results) if self._is_usable(items[i], result)]
         if not kept:
+            why = (
+                f"; of {len(self.skipped)} left out the first: {self.skipped[0]}"
+                if self.skipped
+                else ""
+            )
             raise UserError(
-                f"data file {self.reader.name(split)}: no conversation is left for {split}"
+                f"data file {self.reader.name(split)}: no conversation is left for {split}{why}"
             )
         self._datasets[split] = dataset = dataset.subset(kept)
         chosen = {id(item.conversation) for item in dataset.items}

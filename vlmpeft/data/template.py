@@ -16,6 +16,7 @@ from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.images import NotAPictureError, open_image
 from vlmpeft.errors import UserError
 from vlmpeft.records import write_atomically
+from vlmpeft.visible import visible
 
 PLACEHOLDER = "[ANNOTATE:"
 MARK = "<image>"
@@ -100,7 +101,7 @@ def main(args: list[str]) -> None:
     )
     settings = parser.parse_args(args)
     count = write_template(settings.image_dir, settings.out, settings.question or list(QUESTIONS))
-    print("\n".join(_report(count, settings.image_dir, settings.out)))  # noqa: T201
+    print(visible("\n".join(_report(count, settings.image_dir, settings.out))))  # noqa: T201
 
 
 def _check_questions(questions: Sequence[str]) -> list[str]:

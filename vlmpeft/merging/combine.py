@@ -10,7 +10,6 @@ from typing import Any
 
 from vlmpeft.adapters import (
     chat_template,
-    read_manifest,
     save_adapter,
     saved_processor,
     trained_base,
@@ -19,6 +18,7 @@ from vlmpeft.adapters import (
 from vlmpeft.base import BaseSpec, load_base, meta_model
 from vlmpeft.components import PLANNED, Components, find_components
 from vlmpeft.errors import UserError
+from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.conflicts import Conflict, conflicts
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import (

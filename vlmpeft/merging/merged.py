@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmpeft.adapters import adapter_plan
+from vlmpeft.components import PLANNED
 from vlmpeft.errors import UserError
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import check_own, read_operand
@@ -17,6 +18,10 @@ from vlmpeft.merging.sparse import Majority
 from vlmpeft.strategies import Attachment, Component, Strategy
 from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.low_rank import dense
+
+_DEEPEST = (
+    3  # merges of adapters that hold merges themselves; one that names itself would never end
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,8 @@ class Merged(Strategy):
         return Recipe(method=self.rule, **given)
 
     def attach(self, component: Component) -> Attachment:
+        _check_nesting(self.adapters)
         if next(component.model.parameters()).device.type == "meta":
-            for adapter in self.adapters:
-                adapter_plan(adapter)
             return Attachment(component.name, self, deltas=lambda: iter(()))
         operands = [
             read_operand(a, component.model, component.components, (component.name,))
@@ -113,3 +117,21 @@ class Merged(Strategy):
             added=sum(a.added for a in attachments),
             peft=None,
         )
+
+
+def _check_nesting(adapters: tuple[str, ...], depth: int = 1) -> None:
+    """Read the plans of adapters and of those that their own merges name.
+
+    Raises:
+        UserError: merges within merges too deep to have an end.
+    """
+    if depth > _DEEPEST:
+        raise UserError(
+            f"Merged adapters: {adapters[0]} is named by merges within merges, {_DEEPEST} deep, or by itself; merge those "
+            "into an adapter of their own first: merge --adapters ... --out DIR"
+        )
+    for folder in adapters:
+        plan = adapter_plan(folder)
+        for strategy in (s for name in PLANNED for s in plan.of(name)):
+            if isinstance(strategy, Merged):
+                _check_nesting(strategy.adapters, depth + 1)

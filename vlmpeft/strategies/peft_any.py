@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,17 @@ from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.strategies.base import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 
+# of LoraConfig: PEFT imports the module that megatron_core names; of all configs: the library of the base's class
+_NAMES_CODE = ("megatron_core", "megatron_config", "auto_mapping")
+
 
 @dataclass(frozen=True)
 class Peft(Strategy):
     """A PEFT config by class path, on the modules of this component alone: OFT, BOFT, HRA, LoHa, LoKr, FourierFT, ...
 
     Args:
-        config: class path, e.g. peft.LoHaConfig.
+        config: class path of a config that PEFT has registered, e.g. peft.LoHaConfig. An adapter's manifest may name
+            it, so nothing is imported for it.
         args: its arguments, without target_modules.
         targets: as of LoRA.
         learning_rate: of everything it adds.
@@ -35,16 +38,11 @@ class Peft(Strategy):
         return attachment
 
     def _build(self, targets: list[str]) -> Any:
-        module, _, name = self.config.rpartition(".")
-        try:
-            cls = getattr(importlib.import_module(module or "peft"), name)
-        except (ImportError, AttributeError) as error:
-            import peft
-
-            known = [n for n in dir(peft) if n.endswith("Config")]
+        cls = _peft_config(self.config)
+        if odd := [name for name in _NAMES_CODE if name in self.args]:
             raise UserError(
-                f"Peft config={self.config}: no such class.{did_you_mean(name, known)}"
-            ) from error
+                f"Peft config={self.config}: args.{odd[0]} names code to be imported; leave it out"
+            )
         try:
             config = cls(target_modules=targets, **self.args)
         except (TypeError, ValueError) as error:
@@ -54,3 +52,19 @@ class Peft(Strategy):
                 f"Peft config={self.config} is about prompts, not modules; use PromptTuning or PrefixTuning"
             )
         return config
+
+
+def _peft_config(path: str) -> Any:
+    """The config class of a path, among those that PEFT knows.
+
+    Raises:
+        UserError: there is none, with the closest there is.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {cls.__name__: cls for cls in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    module, _, name = path.rpartition(".")
+    cls = known.get(name)
+    if cls is None or module not in ("", "peft", cls.__module__):
+        raise UserError(f"Peft config={path}: no such class in PEFT.{did_you_mean(name, known)}")
+    return cls

@@ -40,7 +40,7 @@ class Start:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"init=text needs the base's tokenizer, which is not at {model.name_or_path!r}; "
