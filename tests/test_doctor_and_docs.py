@@ -52,9 +52,13 @@ def test_readme_strategy_trains_is_saved_and_loads_again(tmp_path, pictures):
         "--run_name=r",
         "--trainer.max_epochs=4",
     ]
-    vlmpeft("fit", *arguments, cwd=tmp_path, env=env, check=0)
+    done = vlmpeft("fit", *arguments, cwd=tmp_path, env=env, check=0)
+    assert "validate --adapter runs/r/adapter --config runs/r/config.yaml" in done.stdout
     tuned = read_record(tmp_path / "runs" / "r")["metrics"]["tuned"]["val"]
-    done = vlmpeft("validate", "--adapter", "runs/r/adapter", cwd=tmp_path, env=env, check=0)
+    again = ["validate", "--adapter", "runs/r/adapter"]
+    refused = vlmpeft(*again, cwd=tmp_path, env=env, check=2)
+    assert "add --config runs/r/config.yaml" in refused.stderr
+    done = vlmpeft(*again, "--allow_strategy=mine.ScaleOutputs", cwd=tmp_path, env=env, check=0)
     scores = json.loads(done.stdout.strip().splitlines()[-1])
     assert scores == {f"val/{name}": value for name, value in tuned.items()}
     assert tuned["loss"] < read_record(tmp_path / "runs" / "r")["metrics"]["base"]["val"]["loss"]

@@ -138,6 +138,7 @@ HOSTILE = {
     "the contract itself": (_strategy("vlmpeft.strategies.base.Strategy"), "abstract"),
     "a name through a module of ours": (_strategy("vlmpeft.registry.importlib.reload"), "none of"),
     "a metric": (_strategy("vlmpeft.metrics.text.ExactMatch"), "none of vlmpeft's"),
+    "a name of ours elsewhere": (_strategy("evil.LoRA"), "none of vlmpeft's"),
     "no text": (_strategy(["evil"]), "manifest.json is of another form"),
     "no path": (_strategy(""), "unknown name"),
     "a typo": (_strategy("LoRa"), "Did you mean LoRA?"),
@@ -202,6 +203,14 @@ def test_a_strategy_of_ones_own_loads_once_the_command_line_names_it(place, caps
 @pytest.mark.parametrize("verb", ["test", "chat", "export peft", "merge"])
 def test_only_a_strategy_can_be_allowed(capsys, place, verb, name, word):
     _refused(capsys, place, (*VERBS[verb], f"--allow_strategy={name}"), word)
+
+
+@pytest.mark.parametrize("path", ["LoRA", "vlmpeft.LoRA", "vlmpeft.strategies.lora.LoRA"])
+def test_names_of_version_0_1_load(capsys, place, path):
+    _set_strategy(place / "adapter", _strategy(path, r=2, targets=["q_proj"]))
+    _put_config(place, {"model": {"plan": {"language": {"class_path": path}}}})
+    code, lines = run(capsys, "test", "--adapter", "adapter")
+    assert code == 0, lines
 
 
 # -- what the config.yaml beside an adapter, or of a run to be resumed, names -------------------------

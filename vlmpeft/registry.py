@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from vlmpeft.errors import UserError, did_you_mean
@@ -60,6 +61,17 @@ def resolve(name: str, names: dict[str, str]) -> Any:
         raise UserError(f"{name} cannot be imported: {error}") from error
 
 
+def own_name(name: str, names: Collection[str]) -> str | None:
+    """The short name of a class of ours, of whatever path inside this package; None of any other class.
+
+    >>> own_name("LoRA", STRATEGIES), own_name("vlmpeft.LoRA", STRATEGIES), own_name("peft.LoRA", STRATEGIES)
+    ('LoRA', 'LoRA', None)
+    """
+    module, _, short = name.rpartition(".")
+    is_ours = module in ("", "vlmpeft") or module.startswith("vlmpeft.")
+    return short if is_ours and short in names else None
+
+
 def saved_class(name: str, names: dict[str, str], kind: type, flag: str) -> Any:
     """The class behind a name that was read from an adapter, a record or a checkpoint.
 
@@ -75,10 +87,9 @@ def saved_class(name: str, names: dict[str, str], kind: type, flag: str) -> Any:
     Raises:
         UserError: neither; with what to do if the class is the user's own.
     """
-    path = names.get(name, name)
-    if path in names.values():
-        return resolve(path, names)
-    module, _, attribute = path.rpartition(".")
+    if short := own_name(name, names):
+        return resolve(short, names)
+    module, _, attribute = name.rpartition(".")
     loaded = sys.modules.get(module)
     cls = vars(loaded).get(attribute) if loaded else None  # getattr could import
     if isinstance(cls, type) and issubclass(cls, kind):

@@ -14,6 +14,7 @@ from vlmpeft.base import actual_bits
 from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import AttachedPlan, Plan
 from vlmpeft.records import folder_bytes
+from vlmpeft.saved_config import names_from_outside
 
 Metrics = dict[str, dict[str, dict[str, float]]]  # base | tuned -> split -> metric -> value
 
@@ -82,9 +83,11 @@ def print_result(console: Console, title: str, record: dict[str, Any], adapter: 
     run_dir, size = adapter.parent, folder_bytes(adapter) / 2**20
     console.print(f"adapter: {adapter} ({size:.2f} MiB), record: {run_dir / 'result.json'}")
     console.print("next:")
+    # a config with code of the user's own is trusted where it is named
+    named = f" --config {run_dir / 'config.yaml'}" if names_from_outside(record["config"]) else ""
     for verb in (
-        f"{'validate' if split == 'val' else 'test'} --adapter {adapter}",
-        f"predict --adapter {adapter}",
+        f"{'validate' if split == 'val' else 'test'} --adapter {adapter}{named}",
+        f"predict --adapter {adapter}{named}",
         f"fit --config {run_dir / 'config.yaml'} --init_adapter {adapter} --data.train MORE.json",
     ):
         console.print(f"  python -m vlmpeft {verb}", soft_wrap=True)

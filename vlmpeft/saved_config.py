@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from vlmpeft.errors import UserError
-from vlmpeft.registry import METRICS, STRATEGIES
+from vlmpeft.registry import METRICS, STRATEGIES, own_name
 
 # of the trainer: what it is told to call; scoring needs none of it
 _CALLED = ("callbacks", "logger", "plugins", "profiler")
@@ -38,7 +38,6 @@ _LIGHTNING = {
         "loggers.WandbLogger",
     )
 }
-_OURS = {*STRATEGIES, *METRICS, *STRATEGIES.values(), *METRICS.values()}
 _GROUPS = (
     "trainer",
     "model",
@@ -69,14 +68,27 @@ def read_saved_config(path: Path, scoring: bool, allowed: Collection[str] = ()) 
     _check_form(config, path)
     if scoring and config.get("trainer"):
         config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in _CALLED}
-    for place, name in _named(config):
-        if name not in _OURS | _LIGHTNING | {*allowed}:
-            raise UserError(
-                f"config {path}: {place} names {name!r}, which is code from outside of vlmpeft, and a config that "
-                "was found beside an adapter or a checkpoint may not name any; if you know this code and trust it, "
-                f"add --config {path}"
-            )
+    for place, name in names_from_outside(config, allowed):
+        raise UserError(
+            f"config {path}: {place} names {name!r}, which is code from outside of vlmpeft, and a config that "
+            "was found beside an adapter or a checkpoint may not name any; if you know this code and trust it, "
+            f"add --config {path}"
+        )
     return config
+
+
+def names_from_outside(
+    config: dict[str, Any], allowed: Collection[str] = ()
+) -> list[tuple[str, Any]]:
+    """(place, name) of the classes a config names that are neither ours nor allowed."""
+    return [(place, name) for place, name in _named(config) if not _is_known(name, allowed)]
+
+
+def _is_known(name: Any, allowed: Collection[str]) -> bool:
+    if not isinstance(name, str):
+        return False
+    ours = own_name(name, {*STRATEGIES, *METRICS})
+    return ours is not None or name in _LIGHTNING or name in allowed
 
 
 def _load(text: str) -> Any:
