@@ -1,4 +1,9 @@
-"""The loss is the model's own, whatever is padded, accumulated or checkpointed."""
+"""The loss is the model's own, whatever is padded, accumulated, checkpointed or spread over processes."""
+
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +15,8 @@ from vlmpeft.loss import supervised_loss, token_losses
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import Full, LoRA
 
-from .conftest import randomize
+from . import two_ranks
+from .conftest import ROOT, randomize
 from .test_encode import Image, talk
 
 
@@ -113,3 +119,50 @@ def test_the_loss_depends_on_the_picture(tiny, samples):
     batch["pixel_values"] = batch["pixel_values"].flip(-1) * 0.5
     after, _ = supervised_loss(model, batch)
     assert not torch.allclose(before, after, rtol=1e-4)
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def _two_processes(folder):
+    """The gradients that the optimizers of two DDP processes are given."""
+    port, outs = _free_port(), [folder / "0.pt", folder / "1.pt"]
+    command = [sys.executable, "-m", "tests.two_ranks"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), port, str(out)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        for process in processes:
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, said[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(out, weights_only=True) for out in outs]
+
+
+def test_the_gradient_of_two_processes_is_that_of_one_on_all_their_tokens(tiny, tmp_path):
+    """4 supervised tokens on one rank, 12 on the other: the mean of the ranks' means would not be it."""
+    model, _, components = tiny
+    attached = attach(two_ranks.module().plan, model, components)
+    two_ranks.give_values(attached)
+    union = [batch for rank in (0, 1) for batch in two_ranks.batches(rank)]
+    tokens = sum(int((batch["labels"] != -100).sum()) for batch in union)
+    assert tokens == 4 + 12
+    expected = {n: g / tokens for n, g in _gradients(model, attached, union).items()}
+    for found in _two_processes(tmp_path):
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert gradient.abs().max() > 1e-3
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
