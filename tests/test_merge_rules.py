@@ -224,6 +224,22 @@ def test_della_keeps_the_mean_and_drops_small_values_more_often():
     assert merged[:10_000].mean().item() == pytest.approx(x[0, :10_000].mean().item(), rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("density", "lowest", "highest"),
+    [
+        (0.9, 0.81, 0.99),  # the spread is 0.2, from 0.8 to 1; a tenth of it is 0.02
+        (0.1, 0.0109, 0.1891),  # 0.198, from 0.001 to 0.199
+    ],
+)
+def test_a_spread_that_is_too_wide_is_narrowed_as_little_as_need_be(density, lowest, highest):
+    """Of epsilon 0.4; the means over the first and the last tenth of the ranks."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(1, 2, 100_000)[None]
+    kept = della(x, density=density, epsilon=0.4, generator=generator) != 0
+    assert kept[:10_000].float().mean().item() == pytest.approx(lowest, abs=0.01)
+    assert kept[-10_000:].float().mean().item() == pytest.approx(highest, abs=0.01)
+
+
 def test_dare_ties_elects_among_what_was_not_dropped():
     generator = torch.Generator().manual_seed(0)
     tasks = torch.tensor([[5.0], [-1.0]]).expand(2, 10_000)
@@ -350,6 +366,38 @@ def test_weights_of_a_component_are_its_own():
     found = dict(merge(parts, recipe, lambda n: {"v": "vision", "l": "language"}[n[0]]))
     torch.testing.assert_close(dense(found["v.a"]), parts[1]["v.a"].dense())
     torch.testing.assert_close(found["l.b"], parts[0]["l.b"])
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if "weights" in RULES[name].knobs])
+def test_every_rule_takes_a_component_s_own_weights(name):
+    """Vision as if all had its weights, language as if all had the others'."""
+    parts, components = _parts(), {"v": "vision", "l": "language"}
+    scope = "tensor" if RULES[name].counts or RULES[name].needs_gram else None
+
+    def merged(**weights):
+        recipe = Recipe(name, scope=scope, **weights, **_knobs(name))
+        found = merge(parts, recipe, lambda n: components[n[0]])
+        return {n: dense(d) for n, d in found}
+
+    first, second = merged(weights=(1.0, 0.25)), merged(weights=(0.25, 2.0))
+    assert all(not torch.allclose(first[n], second[n]) for n in ("v.a", "l.b"))
+    both = merged(weights=(1.0, 0.25), component_weights={"vision": (0.25, 2.0)})
+    expected = {n: (second if n.startswith("v") else first)[n] for n in first}
+    assert all(torch.equal(both[n], expected[n]) for n in expected)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if "lam" in RULES[name].knobs])
+def test_lam_scales_what_every_rule_merges(name):
+    whole, half = (
+        {
+            n: dense(d)
+            for n, d in merge(_parts(), Recipe(name, lam=lam, **_knobs(name)), lambda n: n[0])
+        }
+        for lam in (1.0, 0.5)
+    )
+    for n, delta in whole.items():
+        assert delta.abs().max() > 0
+        torch.testing.assert_close(half[n], delta / 2)
 
 
 def test_a_weighted_sum_of_products_is_refactored_exactly():

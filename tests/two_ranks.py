@@ -32,8 +32,8 @@ def _batch(question, answer):
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
 
 
-def module():
-    return VLMModule(BaseSpec(bits=Bits(language="fp32")), Plan(language=LoRA(r=2, dropout=0.0)))
+def module(strategy=LoRA(r=2, dropout=0.0)):  # noqa: B008  frozen
+    return VLMModule(BaseSpec(bits=Bits(language="fp32")), Plan(language=strategy))
 
 
 def give_values(attached):
@@ -45,35 +45,41 @@ def give_values(attached):
 
 
 class SameStart(pl.Callback):
-    """Values are given when the plan is on the model."""
+    """Values are given when the plan is on the model; notes the seed of each micro-batch."""
+
+    def __init__(self):
+        self.seeds = []
 
     def on_fit_start(self, trainer, pl_module):
         give_values(pl_module.attached)
+
+    def on_train_batch_end(self, *args):
+        self.seeds.append(torch.initial_seed())
 
 
 def gradients_of(learner):
     return {name: p.grad.clone() for name, p in learner.attached.trainable().items()}
 
 
-def step(rank, **trainer):
-    """The gradients that the optimizer is given, by the trained tensor's name."""
-    learner = module()
+def step(learner, rank, **trainer):
+    """(gradients that the optimizer is given, by the trained tensor's name, the seed of each micro-batch)."""
+    start = SameStart()
     pl.Trainer(
         accelerator="cpu",
         max_steps=1,
         accumulate_grad_batches=2,
         use_distributed_sampler=False,
         logger=False,
-        callbacks=[SameStart()],
+        callbacks=[start],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **trainer,
     ).fit(learner, torch.utils.data.DataLoader(batches(rank), batch_size=None))
-    return gradients_of(learner)
+    return gradients_of(learner), start.seeds
 
 
 if __name__ == "__main__":
     rank, port, out = sys.argv[1:]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank}
-    torch.save(step(int(rank), strategy="ddp", devices=2), out)
+    torch.save(step(module(), int(rank), strategy="ddp", devices=2), out)
