@@ -45,6 +45,7 @@ PLANS = {
     "dora": (Plan(language=DoRA(r=2)), FP32),
     "prompt": (Plan(vision=BottleneckAdapter(), language=PromptTuning(n=2)), FP32),
     "projector": (Plan(projector=Full()), FP32),
+    "bf16 tower": (Plan(language=LoRA(r=2)), BaseSpec(bits=Bits(vision="bf16", language="fp32"))),
 }
 _MADE = {}  # a fixture that several modules import is one of each, so its scope does not reach over them
 

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from vlmpeft.adapters import check_base, load_adapter, load_tensors, save_adapter
+from vlmpeft.adapters import check_base, load_adapter, load_tensors, save_adapter, trained_base
 from vlmpeft.base import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
@@ -47,6 +47,18 @@ def _saved(tmp_path, tiny, plan):
     randomize(attached)
     save_adapter(tmp_path / "adapter", attached, processor=processor, base=origin(FP32))
     return tmp_path / "adapter", attached
+
+
+def test_a_revision_is_of_the_base_it_was_trained_on_alone(tmp_path, tiny):
+    folder, _ = _saved(tmp_path, tiny, Plan(language=LoRA(r=2)))
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["base"] |= {"id": "hub/base", "revision": "abc123"}
+    path.write_text(json.dumps(manifest))
+    for again in (trained_base(folder), trained_base(folder, "hub/base")):
+        assert (again.path, again.revision) == ("hub/base", "abc123")
+    moved = trained_base(folder, "elsewhere/base")
+    assert (moved.path, moved.revision) == ("elsewhere/base", None)
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())

@@ -7,7 +7,7 @@ from PIL import Image as Pillow
 from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.data.encode import IGNORE, Encoder
+from vlmpeft.data.encode import IGNORE, Encoded, Encoder
 from vlmpeft.errors import UserError
 
 from .families import qwen_processor
@@ -145,3 +145,17 @@ def test_what_a_template_refuses_and_our_marks_in_a_text_are_one_line(processor)
         refusing.encode(talk("hi", "nut"))
     with pytest.raises(UserError, match=r"U\+E0F0"):
         Encoder(processor).encode(talk("a\ue0f1b", "nut"))
+
+
+def test_another_answer_has_the_token_values_of_the_one_it_replaces():
+    """Type 0 before the answer and 1 in it, as PaliGemma reads them; pictures are left alone."""
+    pixels = torch.rand(1, 3, 2, 2)
+    inputs = {"token_type_ids": torch.tensor([[0, 0, 1, 1, 1]]), "pixel_values": pixels}
+    labels = torch.tensor([IGNORE, IGNORE, 7, 8, 0])
+    encoded = Encoded(torch.tensor([5, 6, 7, 8, 0]), labels, ((2, 5),), inputs)
+    other = encoded.with_answer(2, 5, [9, 3, 4, 0])
+    assert other.input_ids.tolist() == [5, 6, 9, 3, 4, 0]
+    assert other.labels.tolist() == [IGNORE, IGNORE, 9, 3, 4, 0]
+    assert other.turns == ((2, 6),)
+    assert other.model_inputs["token_type_ids"].tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert torch.equal(other.model_inputs["pixel_values"], pixels)

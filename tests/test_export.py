@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vlmpeft.equivalence import Answers, Difference, Gate, compare
+from vlmpeft.export import add_to_weights
 from vlmpeft.merging.merged import Merged
 from vlmpeft.plan import Plan
 from vlmpeft.strategies import LoRA
+from vlmpeft.strategies.deltas import add_deltas
 
 from .conftest import write_json
 from .exports import FP32, adapter, export, line, save, saved  # noqa: F401  fixtures
@@ -27,14 +30,27 @@ def test_a_form_that_loses_the_adapter_fails_however_small_it_is():
 
 def test_the_measures_are_those_computed_by_hand():
     first = Answers([torch.tensor([[0.0, 1.0]])], [torch.tensor([1])], ["a", "b"], ["a", "c"])
-    other = Answers([torch.tensor([[2.0, 1.0]])], [torch.tensor([1])], ["a", "x"], ["a", "c"])
-    p, q = torch.tensor([0.0, 1.0]).softmax(0), torch.tensor([2.0, 1.0]).softmax(0)
+    other = Answers([torch.tensor([[3.0, 1.0]])], [torch.tensor([1])], ["a", "x"], ["a", "c"])
+    p, q = torch.tensor([0.0, 1.0]).softmax(0), torch.tensor([3.0, 1.0]).softmax(0)
     found = compare(first, other)
-    assert found.max_logit == 2
+    assert found.max_logit == 3
     assert found.mean_kl == pytest.approx((p * (p / q).log()).sum().item())
+    assert found.mean_kl != pytest.approx((q * (q / p).log()).sum().item(), rel=0.1)
     assert (found.argmax_agreement, found.text_agreement) == (0, 0.5)
     assert first.loss == pytest.approx(-p[1].log().item())
     assert first.exact_match == 0.5
+
+
+def test_dw_is_added_in_fp32_and_rounded_once():
+    """1 + 2^-8 + 2^-16 is above half of bf16's next step, 2^-7; dW in bf16 would be 2^-8, and a tie goes to 1."""
+    delta = torch.tensor([[2**-8 + 2**-16]])
+    merged, beside = (nn.Linear(1, 1, bias=False, dtype=torch.bfloat16) for _ in range(2))
+    for layer in (merged, beside):
+        nn.init.ones_(layer.weight)
+    add_to_weights(merged, {"weight": delta})
+    add_deltas(beside, {"weight": delta})
+    assert merged.weight.item() == beside.weight.item() == 1 + 2**-7
+    assert merged.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlmpeft.adapter_export import AdapterExport
+from vlmpeft.equivalence import TOLERANCE
 from vlmpeft.errors import GateFailed
 from vlmpeft.reloading import load_in_peft
 
@@ -53,6 +54,12 @@ def test_what_was_written_is_in_plain_peft_what_is_attached_here(
     card = (out / "README.md").read_text()
     assert "`loaded by plain PEFT` is this folder" in card
     assert "| no adapter, as trained |" in card
+
+
+def test_the_coarsest_width_of_the_base_says_what_passes(exported):
+    """A tower in bf16 beside a language model in fp32."""
+    assert report_of(exported("bf16 tower", "peft"))["gate"]["tolerance"] == TOLERANCE["bf16"]
+    assert report_of(exported("lora", "vllm"))["gate"]["tolerance"] == TOLERANCE["fp32"]
 
 
 def _with_alpha_times(factor):

@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.records import read_items, read_record
 
 from .conftest import ROOT, call, llava, write_json
+
+import lightning.pytorch as pl  # isort: skip  after torchvision's operators
 
 RECIPE = [
     "--model.plan.projector=Full",
@@ -216,6 +219,50 @@ def test_best_is_scored_when_asked_for(tmp_path, task, pictures):
     assert len(values) == 3
     assert record["selected"]["by"] == "val/exact_match"
     assert record["metrics"]["tuned"]["val"]["exact_match"] == max(values.values())
+
+
+class Scores(pl.LightningModule):
+    """Has nothing to learn and a given score at each validation."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores, self.weight = iter(scores), torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        return (self.weight * batch.sum()).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", next(self.scores))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run_with_scores(checkpoints, scores):
+    """One step and one validation for each score."""
+    one = torch.utils.data.DataLoader(torch.ones(1))
+    pl.Trainer(
+        accelerator="cpu",
+        max_epochs=len(scores),
+        callbacks=[checkpoints],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    ).fit(Scores(scores), one, one)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's of a loader without workers
+def test_the_first_of_equal_scores_is_the_best_and_a_resumed_run_knows_it(tmp_path):
+    first = RunCheckpoints(tmp_path, every=100, select="best", monitor="score")
+    run_with_scores(first, [0.25, 0.5, 0.5, 0.375])
+    assert (first.best_value, first.best_step) == (0.5, 2)
+    resumed = RunCheckpoints(tmp_path, every=100, select="best", monitor="score")
+    resumed.load_state_dict(first.state_dict())
+    run_with_scores(resumed, [0.4375])
+    assert (resumed.best_value, resumed.best_step) == (0.5, 2)
+    saved = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
 
 
 def test_accumulated_steps_equal_one_big_batch(tmp_path, task, pictures):

@@ -1,4 +1,9 @@
-"""The loss is the model's own, whatever is padded, accumulated or checkpointed."""
+"""The loss is the model's own, whatever is padded, accumulated, checkpointed or spread over processes."""
+
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,9 +13,10 @@ from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.loss import supervised_loss, token_losses
 from vlmpeft.plan import Plan, attach
-from vlmpeft.strategies import Full, LoRA
+from vlmpeft.strategies import AdaLoRA, Full, LoRA
 
-from .conftest import randomize
+from . import two_ranks
+from .conftest import ROOT, randomize
 from .test_encode import Image, talk
 
 
@@ -113,3 +119,73 @@ def test_the_loss_depends_on_the_picture(tiny, samples):
     batch["pixel_values"] = batch["pixel_values"].flip(-1) * 0.5
     after, _ = supervised_loss(model, batch)
     assert not torch.allclose(before, after, rtol=1e-4)
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def _two_processes(folder):
+    """What `two_ranks.step` returns in each of two DDP processes."""
+    port, outs = _free_port(), [folder / "0.pt", folder / "1.pt"]
+    command = [sys.executable, "-m", "tests.two_ranks"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), port, str(out)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        for process in processes:
+            said, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, said[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(out, weights_only=True) for out in outs]
+
+
+def test_the_gradient_of_two_processes_is_that_of_one_on_all_their_tokens(tiny, tmp_path):
+    """4 supervised tokens on one rank, 12 on the other: the mean of the ranks' means would not be it."""
+    model, _, components = tiny
+    attached = attach(two_ranks.module().plan, model, components)
+    two_ranks.give_values(attached)
+    union = [batch for rank in (0, 1) for batch in two_ranks.batches(rank)]
+    tokens = sum(int((batch["labels"] != -100).sum()) for batch in union)
+    assert tokens == 4 + 12
+    expected = {n: g / tokens for n, g in _gradients(model, attached, union).items()}
+    steps = _two_processes(tmp_path)
+    for found, _ in steps:
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert gradient.abs().max() > 1e-3
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
+    seeds = [seed for _, own in steps for seed in own]
+    assert len({*seeds}) == len(seeds) == 4  # so dropout differs between batches and between ranks
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's of a loop without validation
+def test_a_penalty_weighs_as_much_however_many_tokens_are_learnt(tiny):
+    """Mean cross-entropy of the window's 4 tokens + 0.1 x the mean |M - I| over P'P and QQ', by hand."""
+    strategy = AdaLoRA(init_r=3, target_r=2, warmup=0.9, final=0.05)
+    found, _ = two_ranks.step(two_ranks.module(strategy), 0)
+    model, _, components = tiny
+    attached = attach(Plan(language=strategy), model, components)
+    two_ranks.give_values(attached)
+    entropy = _gradients(model, attached, two_ranks.batches(0))
+    trained = attached.trainable()
+    q = [t @ t.T for n, t in trained.items() if ".lora_A." in n]
+    p = [t.T @ t for n, t in trained.items() if ".lora_B." in n]
+    off = [(gram - torch.eye(3)).square().sum().sqrt() for gram in (*q, *p)]
+    (0.1 * sum(off) / len(off)).backward()
+    for name, parameter in trained.items():
+        regular = 0 if ".lora_E." in name else parameter.grad
+        assert ".lora_E." in name or regular.abs().max() > 1e-4
+        torch.testing.assert_close(found[name], entropy[name] / 4 + regular, rtol=1e-4, atol=1e-6)

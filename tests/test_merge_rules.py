@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,117 @@ def test_rules_give_the_golden_vectors(merged, expected):
     torch.testing.assert_close(merged, torch.tensor(expected).double(), rtol=0, atol=1e-6)
 
 
+# The arithmetic of TIES (arXiv:2306.01708, section 4.2: trim, elect, disjoint mean) with a weight for each task. The two
+# largest of each stay: [4, 0, 2, 0], [-2, 3, 0, 0], [0, -4, 0, 6]. A weight multiplies what its task has left, then
+# signs are elected. The mean of those that agree is divided by their weights without sign: a weight of -2 is the negated
+# task with a weight of 2, and the merged value has the elected sign and lies between the values it is the mean of.
+# mergekit divides by the sum of signed weights, PEFT by how many agree, and PEFT elects before it weighs.
+UNEVEN = [[4.0, -1.0, 2.0, 0.5], [-2.0, 3.0, 1.0, 0.25], [1.0, -4.0, 0.0, 6.0]]
+WEIGHTED = {
+    # 4 - 6 < 0: -6 / 3; -2 + 9 > 0: 9 / 3; 2 / 1; 3 / 0.5
+    "unequal": ((1.0, 3.0, 0.5), "mass", [-6 / 3, 9 / 3, 2 / 1, 3 / 0.5]),
+    # 4 + 4: 8 / 3; -6 - 4: -10 / 3; 2 / 1; 6 / 1
+    "negative": ((1.0, -2.0, 1.0), "mass", [8 / 3, -10 / 3, 2 / 1, 6 / 1]),
+    # those that agree weigh 2 - 2 = 0 with signs: 8 + 4 over 4; -6 - 8 over 4; 4 / 2; 12 / 2
+    "negative, of sum zero": ((2.0, -2.0, 2.0), "mass", [12 / 4, -14 / 4, 4 / 2, 12 / 2]),
+    "all negative": ((-1.0, -3.0, -0.5), "mass", [6 / 3, -9 / 3, -2 / 1, -3 / 0.5]),
+    # 4 - 4 and 6 - 6 are ties
+    "ties": ((1.0, 2.0, 1.5), "mass", [0, 0, 2 / 1, 9 / 1.5]),
+    # one vote a task, of the sign that its weight gives it: + -, tie; + -, tie; 2; 6
+    "frequency, unequal": ((1.0, 3.0, 0.5), "frequency", [0, 0, 2 / 1, 3 / 0.5]),
+    "frequency, negative": ((1.0, -2.0, 1.0), "frequency", [8 / 3, -10 / 3, 2 / 1, 6 / 1]),
+}
+
+
+@pytest.mark.parametrize(("weights", "majority", "expected"), WEIGHTED.values(), ids=WEIGHTED)
+def test_ties_weighs_before_it_elects_and_divides_by_weights_without_sign(
+    weights, majority, expected
+):
+    tasks, wanted = torch.tensor(UNEVEN), torch.tensor(expected)
+    torch.testing.assert_close(ties(tasks, weights, 0.5, majority=majority), wanted)
+    torch.testing.assert_close(ties(tasks, weights, 0.5, 0.5, majority), wanted / 2)
+    recipe = Recipe("ties", weights=weights, density=0.5, majority=majority)
+    parts = [{"v.a": row.view(2, 2)} for row in tasks]
+    ((_, merged),) = merge(parts, recipe, lambda _: "vision")
+    torch.testing.assert_close(merged, wanted.view(2, 2))
+
+
+def _ties_in_numpy(tasks, weights, keep):
+    """Value by value, as section 4.2 of arXiv:2306.01708 says it."""
+    merged = np.zeros(tasks.shape[1])
+    trimmed = np.zeros_like(tasks)
+    for row, own in zip(trimmed, tasks, strict=True):
+        largest = np.argsort(-np.abs(own))[:keep]
+        row[largest] = own[largest]
+    for place, column in enumerate(trimmed.T):
+        contributions = [w * value for w, value in zip(weights, column, strict=True)]
+        positive = sum(contributions) > 0
+        agree = [i for i, c in enumerate(contributions) if c != 0 and (c > 0) == positive]
+        if agree:
+            mass = sum(abs(weights[i]) for i in agree)
+            merged[place] = sum(contributions[i] for i in agree) / mass
+    return merged
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_of_random_tasks_and_weights_is_the_paper_s_arithmetic_in_numpy(seed):
+    rng = np.random.default_rng(seed)
+    tasks, weights = rng.normal(size=(4, 60)), rng.normal(size=4)
+    expected = torch.from_numpy(_ties_in_numpy(tasks, weights, keep=30))
+    torch.testing.assert_close(ties(torch.from_numpy(tasks), weights.tolist(), 0.5), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "density", "kept"),
+    [
+        (7, 0.5, 4),  # 3.5: int says 3
+        (10, 0.25, 2),  # 2.5: to the even number
+        (10, 0.35, 4),  # 3.5
+        (100, 0.29, 29),  # 28.999...96 in floating point: int says 28
+        (5, 0.05, 1),  # at least one
+        (3, 1.0, 3),
+    ],
+)
+def test_a_trim_keeps_density_times_size_rounded(size, density, kept):
+    task = torch.arange(1.0, size + 1)[None] * (-1) ** torch.arange(size)
+    wanted = torch.where(torch.arange(size) >= size - kept, task[0], 0)
+    assert torch.equal(magnitude(task, density=density), wanted)
+    assert torch.equal(ties(task, density=density), wanted)
+    assert torch.equal(breadcrumbs(task, density=density, gamma=0), wanted)
+
+
+# 3 + 4 values of vision and 3 of language; the magnitudes that stay
+KEPT = {
+    ("tensor", 0.5): {"v.a": [9, 5], "v.b": [8, 7], "l.c": [6, 2]},  # 1.5 -> 2, 2, 1.5 -> 2
+    ("component", 0.5): {"v.a": [9, 5], "v.b": [8, 7], "l.c": [6, 2]},  # 3.5 -> 4, 1.5 -> 2
+    ("model", 0.35): {"v.a": [9], "v.b": [8, 7], "l.c": [6]},  # 3.5 -> 4
+    ("component", 0.35): {"v.a": [9], "v.b": [8], "l.c": [6]},  # 2.45 -> 2, 1.05 -> 1
+    ("tensor", 0.35): {"v.a": [9], "v.b": [8], "l.c": [6]},  # 1.05 -> 1, 1.4 -> 1, 1.05 -> 1
+    ("model", 0.25): {"v.a": [9], "v.b": [8], "l.c": []},  # 2.5 -> 2
+    ("component", 0.9): {
+        "v.a": [9, 5, 3],
+        "v.b": [8, 7, 4],
+        "l.c": [6, 2, 1],
+    },  # 6.3 -> 6, 2.7 -> 3
+}
+
+
+@pytest.mark.parametrize(("scope", "density"), KEPT)
+@pytest.mark.parametrize("method", ["ties", "magnitude", "breadcrumbs"])
+def test_the_size_that_is_rounded_is_the_scope_s(method, scope, density):
+    part = {
+        "v.a": torch.tensor([5.0, -9.0, 3.0]),
+        "v.b": torch.tensor([[-7.0, 0.5], [8.0, -4.0]]),
+        "l.c": torch.tensor([1.0, -6.0, 2.0]),
+    }
+    extra = {"gamma": 0.0} if method == "breadcrumbs" else {}
+    recipe = Recipe(method, scope=scope, density=density, **extra)
+    for name, merged in merge([part], recipe, lambda n: n[0]):
+        kept = [value for value in merged.flatten().tolist() if value]
+        assert sorted(map(abs, kept), reverse=True) == KEPT[scope, density][name]
+        assert all(value in part[name] for value in kept)
+
+
 @pytest.mark.parametrize("density", [0.2, 0.5])
 def test_rules_agree_with_peft_where_peft_works_on_a_vector(density):
     """PEFT keeps int(density D) values, the same number here."""
@@ -110,6 +222,22 @@ def test_della_keeps_the_mean_and_drops_small_values_more_often():
     assert kept[:10_000].float().mean().item() == pytest.approx(0.32, abs=0.02)
     assert kept[-10_000:].float().mean().item() == pytest.approx(0.68, abs=0.02)
     assert merged[:10_000].mean().item() == pytest.approx(x[0, :10_000].mean().item(), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("density", "lowest", "highest"),
+    [
+        (0.9, 0.81, 0.99),  # the spread is 0.2, from 0.8 to 1; a tenth of it is 0.02
+        (0.1, 0.0109, 0.1891),  # 0.198, from 0.001 to 0.199
+    ],
+)
+def test_a_spread_that_is_too_wide_is_narrowed_as_little_as_need_be(density, lowest, highest):
+    """Of epsilon 0.4; the means over the first and the last tenth of the ranks."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(1, 2, 100_000)[None]
+    kept = della(x, density=density, epsilon=0.4, generator=generator) != 0
+    assert kept[:10_000].float().mean().item() == pytest.approx(lowest, abs=0.01)
+    assert kept[-10_000:].float().mean().item() == pytest.approx(highest, abs=0.01)
 
 
 def test_dare_ties_elects_among_what_was_not_dropped():
@@ -238,6 +366,38 @@ def test_weights_of_a_component_are_its_own():
     found = dict(merge(parts, recipe, lambda n: {"v": "vision", "l": "language"}[n[0]]))
     torch.testing.assert_close(dense(found["v.a"]), parts[1]["v.a"].dense())
     torch.testing.assert_close(found["l.b"], parts[0]["l.b"])
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if "weights" in RULES[name].knobs])
+def test_every_rule_takes_a_component_s_own_weights(name):
+    """Vision as if all had its weights, language as if all had the others'."""
+    parts, components = _parts(), {"v": "vision", "l": "language"}
+    scope = "tensor" if RULES[name].counts or RULES[name].needs_gram else None
+
+    def merged(**weights):
+        recipe = Recipe(name, scope=scope, **weights, **_knobs(name))
+        found = merge(parts, recipe, lambda n: components[n[0]])
+        return {n: dense(d) for n, d in found}
+
+    first, second = merged(weights=(1.0, 0.25)), merged(weights=(0.25, 2.0))
+    assert all(not torch.allclose(first[n], second[n]) for n in ("v.a", "l.b"))
+    both = merged(weights=(1.0, 0.25), component_weights={"vision": (0.25, 2.0)})
+    expected = {n: (second if n.startswith("v") else first)[n] for n in first}
+    assert all(torch.equal(both[n], expected[n]) for n in expected)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if "lam" in RULES[name].knobs])
+def test_lam_scales_what_every_rule_merges(name):
+    whole, half = (
+        {
+            n: dense(d)
+            for n, d in merge(_parts(), Recipe(name, lam=lam, **_knobs(name)), lambda n: n[0])
+        }
+        for lam in (1.0, 0.5)
+    )
+    for n, delta in whole.items():
+        assert delta.abs().max() > 0
+        torch.testing.assert_close(half[n], delta / 2)
 
 
 def test_a_weighted_sum_of_products_is_refactored_exactly():

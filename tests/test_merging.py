@@ -17,6 +17,7 @@ from vlmpeft.merging.merged import Merged
 from vlmpeft.merging.operands import read_operand
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
+from vlmpeft.merging.result import shape_result
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import (
     BitFit,
@@ -169,6 +170,13 @@ def test_a_rank_that_keeps_too_little_is_written_dense_unless_asked_for(adapters
     assert 0 < asked.energy < 0.95
     assert merger.merge(Recipe("svd")).rank == 3
     assert merger.merge(Recipe("cat")).rank == 5
+
+
+def test_the_energy_kept_is_that_of_all_weights_together():
+    """Of squared singular values 9 + 1 and 100 + 100, the first of each."""
+    parts = {"a.weight": torch.tensor([3.0, 1.0]).diag(), "b.weight": torch.full((2,), 10.0).diag()}
+    result = shape_result(parts.items(), 1, {}, parts.keys())
+    assert result.energy == pytest.approx((9 + 100) / (10 + 200))
 
 
 def test_conflicts_of_an_adapter_with_itself_and_its_opposite(adapters):

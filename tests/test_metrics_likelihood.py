@@ -5,7 +5,8 @@ import math
 import pytest
 
 from vlmpeft.errors import UserError
-from vlmpeft.metrics import Answer, ChanceCorrected, ChoiceAccuracy, Perplexity
+from vlmpeft.metrics import Answer, ChanceCorrected, ChoiceAccuracy, Perplexity, TokenF1
+from vlmpeft.metrics.chance import best_constant
 
 
 def choice(log_probabilities, reference="b", choices=("a", "b"), tokens=(1, 1), **more):
@@ -31,6 +32,7 @@ def test_perplexity_weighs_tokens_not_items():
     metric.update(answers)
     assert metric.compute().item() == pytest.approx(math.e)
     assert metric.score_item(answers[0]) == pytest.approx(math.exp(3))
+    assert metric.score_item(Answer("", ("x",), loss=4 * math.log(7), tokens=4)) == pytest.approx(7)
 
 
 def test_perplexity_does_not_mind_truncation_nothing_or_overflow():
@@ -83,6 +85,13 @@ def corrected(answers, **init_args):
     metric.prepare(REFERENCES)
     metric.update([Answer(a, r) for a, r in zip(answers, REFERENCES, strict=True)])
     return metric.compute().item()
+
+
+def test_the_best_constant_need_not_be_the_most_frequent_reference():
+    """`red` is right twice of six; `blue car` once, and half of it three times."""
+    blue = [(f"blue {thing}",) for thing in ("car", "bus", "tram", "bike")]
+    level, constant = best_constant(TokenF1(), [("red",), ("red",), *blue])
+    assert (level, constant) == (pytest.approx((1 + 3 * 0.5) / 6), "blue car")
 
 
 def test_the_majority_answer_is_worth_0_and_the_right_one_1():

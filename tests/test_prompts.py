@@ -18,6 +18,7 @@ from vlmpeft.strategies import LoRA, PrefixTuning, PromptTuning
 
 from .conftest import randomize
 from .families import save_qwen
+from .families.gemma import save_gemma3
 from .test_encode import Image, talk
 
 
@@ -246,3 +247,16 @@ def test_text_starts_are_the_text_s_embeddings_repeated(tiny):
     (weight,) = attached.trainable().values()
     expected = model.get_input_embeddings().weight[torch.tensor([*ids, *ids])]
     assert torch.equal(weight, expected)
+
+
+def test_text_starts_of_gemma_are_as_large_as_the_words_that_follow(tmp_path):
+    """Its embedding multiplies by the square root of the width."""
+    spec = BaseSpec(path=str(save_gemma3(tmp_path)), bits=Bits(language="fp32"))
+    model, processor, components = load_base(spec)
+    ids = processor.tokenizer("a nut", add_special_tokens=False)["input_ids"]
+    attached = attach(
+        Plan(language=PromptTuning(n=len(ids), init="text", text="a nut")), model, components
+    )
+    (weight,) = attached.trainable().values()
+    rows = model.get_input_embeddings().weight[torch.tensor(ids)]
+    torch.testing.assert_close(weight, rows * model.config.text_config.hidden_size**0.5)

@@ -144,6 +144,31 @@ def test_adalora_really_allocates_its_budget(tmp_path, pictures):
     assert manifest["plan"]["language"][0]["class_path"] == "AdaLoRA"
 
 
+def test_adalora_keeps_its_budget_while_it_warms_up_and_from_the_final_steps_on(tiny, batch):
+    """Of 20 steps 10 are warm-up and the last 2 final; 16 singular values at the start and 8 at the end.
+
+    Between them what is still to go falls with the cube of the share of steps that are left: 8 x (6 / 8)^3 = 3.4, 8 x (4 / 8)^3 = 1.
+    """
+    attached = attached_to(
+        tiny, language=AdaLoRA(init_r=4, target_r=2, warmup=0.5, final=0.1, targets=("q_proj",))
+    )
+    (attachment,) = [a for a in attached.attachments if a.after_step]
+    attachment.schedule(20)
+    singular = [p for n, p in attached.trainable().items() if ".lora_E." in n]
+    total, kept = sum(p.numel() for p in singular), {}
+    for step in range(1, 21):
+        with torch.no_grad():
+            for parameter in attached.trainable().values():
+                parameter.copy_(torch.rand_like(parameter) + 0.1)
+                parameter.grad = torch.rand_like(parameter)
+        attachment.after_step(step)
+        kept[step] = sum(int((p != 0).sum()) for p in singular)
+    assert total == 16
+    assert all(kept[step] == 16 for step in range(1, 11))
+    assert (kept[12], kept[14]) == (8 + 3, 8 + 1)
+    assert all(kept[step] == 8 for step in range(18, 21))
+
+
 def test_orthogonality_is_part_of_adalora_s_loss(tiny, batch):
     attached = attached_to(tiny, language=AdaLoRA(init_r=4, target_r=2))
     (attachment,) = [a for a in attached.attachments if a.penalty]

@@ -373,6 +373,16 @@ def test_dora_and_lora_together_are_not_given_to_peft_as_one(tiny):
     assert is_expressible_in_peft(attach(Plan(language=LoRA()), *load_base(BaseSpec())[::2]))
 
 
+@pytest.mark.parametrize(("style", "d_in"), [("parallel", 96), ("pfeiffer", 128)])
+def test_the_reduction_of_a_bottleneck_is_of_the_width_that_goes_out(tiny, style, d_in):
+    """A projector of 96 -> 128: b = 128 / 8, with biases."""
+    model, _, components = tiny
+    strategy = BottleneckAdapter(style=style, reduction=8)
+    attached = attach(Plan(projector=strategy), model, components)
+    trained = sum(p.numel() for p in attached.trainable().values())
+    assert trained == (d_in * 16 + 16) + (16 * 128 + 128)
+
+
 def test_lora_plus_gives_b_alone_its_rate(tiny):
     model, _, components = tiny
     plan = Plan(language=DoRA(r=4, learning_rate=1e-3, lora_plus_ratio=16))

@@ -230,10 +230,12 @@ class Encoder:
         return dict(outputs)
 
     def _token_span(self, ids: Any, start: int, end: int) -> tuple[int, int]:
-        """Tokens that overlap the characters [start, end), cut after the answer's end token."""
-        inside = [
-            i for i, (a, b) in enumerate(self._tokenizer.offsets) if b > start and a < end and b > a
-        ]
+        """Tokens that end after `start` and begin before `end`, cut after the answer's end token.
+
+        One that begins before the answer and ends inside it is the answer's. One of blanks alone may be empty: some
+        tokenizers trim offsets.
+        """
+        inside = [i for i, (a, b) in enumerate(self._tokenizer.offsets) if b > start and a < end]
         ends = [i for i in inside if int(ids[i]) in self._special]
         if not ends:
             raise UserError(

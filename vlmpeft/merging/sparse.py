@@ -28,6 +28,8 @@ def ties(
     The authors' repository keeps one value more (`kthvalue`); PEFT's `ties` works on A and B separately, which is another
     thing, its `ties_svd` on dW with a threshold a tensor; mergekit too has a threshold a tensor, and divides by the weights that
     agree only if told to normalize. A tie of signs goes to neither: the merged value is zero, whatever the order of the tasks.
+    The mean is divided by weights without sign (mergekit's with sign, PEFT's by how many agree): a negative weight is the
+    negated task vector with the positive weight.
 
     Args:
         task_vectors: (T, D).
@@ -95,6 +97,9 @@ def trim(task_vectors: Tensor, density: float) -> Tensor:
 
 def trim_counts(size: int, density: float) -> tuple[int, int]:
     """(largest that are masked, values that are not smaller than the last kept) of `size` values.
+
+    density x size is rounded, halves to the even number, and is at least 1. mergekit and PEFT cut it off, which takes 28 of
+    0.29 x 100: its floating-point product is below 29.
 
     Raises:
         UserError: a density outside (0, 1].

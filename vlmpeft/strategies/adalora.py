@@ -90,7 +90,8 @@ class AdaLoRA(Strategy):
         def set_total(steps: int) -> None:
             config = tuner.rankallocator.peft_config
             config.tinit, config.tfinal = int(self.warmup * steps), int(self.final * steps)
-            tuner.rankallocator.set_total_step(steps)
+            # PEFT fails where the first step is the one that makes the budget final
+            tuner.rankallocator.set_total_step(max(2, steps))
 
         return set_total
 
