@@ -111,9 +111,7 @@ def _saved_rows(folder: Path) -> Records:
     except _BROKEN as error:
         raise UserError(f"data folder {folder} cannot be read: {_reason(error)}") from error
     what = f"data folder {folder}", ""
-    yield from _pictured_rows(
-        str(folder), folder / "state.json", files, saved_batches(files), what
-    )
+    yield from _pictured_rows(str(folder), folder / "state.json", files, saved_batches(files), what)
 
 
 def _pictured_rows(
@@ -128,7 +126,7 @@ def _pictured_rows(
         batches: of the files.
         what: how messages begin, and what it cannot be read as.
     """
-    import pyarrow
+    import pyarrow as pa
 
     size = sum(file.stat().st_size for file in files)
     try:
@@ -136,7 +134,7 @@ def _pictured_rows(
             yield from _rows(_bounded(batches, Allowance(size)), place, pictures, Allowance(size))
     except UserError as error:
         raise UserError(f"{what[0]}: {error}") from error
-    except (pyarrow.ArrowException, *_BROKEN) as error:
+    except (pa.ArrowException, *_BROKEN) as error:
         raise UserError(f"{what[0]} cannot be read{what[1]}: {_reason(error)}") from error
 
 
@@ -203,9 +201,7 @@ def _label(value: Any, names: list[str]) -> Any:
 
 def _require_pyarrow() -> None:
     if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
-            "this needs pyarrow, which is not installed: pip install 'vlmpeft[data]'"
-        )
+        raise UserError("this needs pyarrow, which is not installed: pip install 'vlmpeft[data]'")
 
 
 class _PictureStore:

@@ -124,8 +124,15 @@ def check_regular(file: Path) -> None:
 
 
 def real_path(path: str | Path) -> Path:
-    """Where a path leads after all links, also if nothing is there."""
-    return Path(os.path.realpath(path))
+    """Where a path leads after all links, also if nothing is there.
+
+    Raises:
+        UserError: no file can be called so.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:  # with a NUL
+        raise UserError(f"path {str(path)[:60]!r} cannot be read: {error}") from error
 
 
 def _memory(value: Any) -> int:

@@ -110,7 +110,9 @@ def _largest_row(parquet: Any, group: int, raw: BinaryIO, allowance: Allowance) 
         row += _largest_value(pages, column) * (not is_list)
         if is_list:
             _check_lists(pages, column, chunk.total_compressed_size)
-    _check_pages(at_once, sum(rows.column(i).total_compressed_size for i in range(rows.num_columns)))
+    _check_pages(
+        at_once, sum(rows.column(i).total_compressed_size for i in range(rows.num_columns))
+    )
     return row
 
 

@@ -23,7 +23,9 @@ def saved_files(folder: Path) -> list[Path]:
     check_regular(state_path)
     state = json.loads(state_path.read_text(encoding="utf-8"))
     if state.get("_indices_data_files"):
-        raise UserError("its rows are chosen by another file; load it with datasets and save it again")
+        raise UserError(
+            "its rows are chosen by another file; load it with datasets and save it again"
+        )
     names = [entry["filename"] for entry in state["_data_files"]]
     for name in names:
         # datasets writes plain names; anything else leads out of the folder

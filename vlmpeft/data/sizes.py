@@ -95,7 +95,7 @@ def _text_sizes(array: Any, column: str) -> np.ndarray:
         # compute has no lengths of views, whose entries may all be the same bytes
         lengths = np.array([0 if not one.is_valid else len(one.as_buffer()) for one in array])
     else:
-        lengths = _numbers(pc.binary_length(array))
+        lengths = _numbers(pc.call_function("binary_length", [array]))
     check_cell(lengths.max(initial=0), column)
     return lengths + float(_VALUE_BYTES)
 
@@ -104,9 +104,7 @@ def _chosen(array: Any, sizes: np.ndarray) -> np.ndarray:
     """The sizes of a dictionary's entries by the rows that refer to them."""
     if not len(sizes):
         return np.full(len(array), float(_VALUE_BYTES))
-    return np.where(
-        _numbers(array.is_valid()), sizes[_numbers(array.indices)], float(_VALUE_BYTES)
-    )
+    return np.where(_numbers(array.is_valid()), sizes[_numbers(array.indices)], float(_VALUE_BYTES))
 
 
 def _list_sizes(array: Any, column: str) -> np.ndarray:
