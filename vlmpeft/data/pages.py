@@ -72,10 +72,10 @@ def parquet_batches(file: Path) -> Iterator[Any]:
         check_columns(len(parquet.schema))
         allowance = Allowance(size)
         allowance.take(ROW_BYTES * max(0, parquet.metadata.num_rows))
-        groups = range(parquet.num_row_groups)
+        groups, chosen = range(parquet.num_row_groups), Allowance(size)
         sizes = [_largest_row(parquet, group, raw, allowance) for group in groups]
         for group in groups:
-            largest = sizes[group] + _largest_lists(parquet, file, group, raw)
+            largest = sizes[group] + _largest_chosen(parquet, file, group, raw, chosen)
             number = int(max(1, min(_ROWS_AT_ONCE, BATCH_BYTES // max(1, largest))))
             yield from parquet.iter_batches(number, row_groups=[group])
 
@@ -92,7 +92,7 @@ def _check_footer(file: Path, size: int) -> None:
 
 
 def _largest_row(parquet: Any, group: int, raw: BinaryIO, allowance: Allowance) -> float:
-    """Most bytes of an ordinary row of a group; lists of texts are told by `_largest_lists`."""
+    """Most bytes of an ordinary row of a group; lists of texts are told by `_largest_chosen`."""
     rows = parquet.metadata.row_group(group)
     row = at_once = 0.0
     for index in range(rows.num_columns):
@@ -142,22 +142,25 @@ def _check_lists(pages: Pages, column: Any, compressed: int) -> None:
         _check_pages(most, compressed, f"the lists of column {column.path}")
 
 
-def _largest_lists(parquet: Any, file: Path, group: int, raw: BinaryIO) -> float:
+def _largest_chosen(
+    parquet: Any, file: Path, group: int, raw: BinaryIO, allowance: Allowance
+) -> float:
     """Most bytes of lists of a row: their entries may all be one long text of a dictionary.
 
     Raises:
-        UserError: a row is too large.
+        UserError: a row is too large, or all are that refer to a dictionary.
     """
     from pyarrow.parquet import ParquetFile
 
     rows, total = parquet.metadata.row_group(group), 0.0
     for index in range(rows.num_columns):
         chunk, column = rows.column(index), parquet.schema.column(index)
-        if column.max_repetition_level == 0 or column.physical_type != "BYTE_ARRAY":
+        if column.physical_type != "BYTE_ARRAY":
             continue
+        is_list = column.max_repetition_level > 0
         pages = read_pages(raw, chunk, Allowance(2**62))
         if pages.values * pages.dictionary_bytes <= BATCH_BYTES // 4:
-            total += pages.values * pages.dictionary_bytes
+            total += pages.values * pages.dictionary_bytes * is_list
             continue
         # as references into the dictionary, which take 4 bytes each
         with ParquetFile(file, buffer_size=2**20, read_dictionary=[column.path]) as same:
@@ -165,7 +168,8 @@ def _largest_lists(parquet: Any, file: Path, group: int, raw: BinaryIO) -> float
         for batch in table.to_batches():
             sizes = row_bytes(batch)
             check_row(sizes.max(initial=0), int(sizes.argmax()) if len(sizes) else 0)
-            total += sizes.max(initial=0)
+            allowance.take(sizes.sum())
+            total += sizes.max(initial=0) * is_list
     return total
 
 
