@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import itertools
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.files import Records
+from vlmpeft.data.limits import ROW_BYTES, SLICE_BYTES, Allowance, check_regular, check_row
+from vlmpeft.data.pages import parquet_batches
+from vlmpeft.data.saved import saved_batches, saved_files
+from vlmpeft.data.sizes import row_bytes
 from vlmpeft.errors import UserError
 from vlmpeft.shipped import cache_dir
 
-_ROWS_AT_ONCE = 256
 _LONGEST_REASON = 300  # characters of what a library says
-# what pyarrow and `datasets` raise on broken files beside pyarrow's own errors
+# what pyarrow raises on broken files beside pyarrow's own errors
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 # what the hub and `datasets` call a split
 _SPLIT_NAMES = {
@@ -34,16 +39,10 @@ def read_parquet(file: Path) -> Records:
     Raises:
         UserError: not a Parquet file, or pyarrow is not installed.
     """
-    pyarrow = _pyarrow()
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with _PictureStore(file) as pictures, ParquetFile(file) as parquet:
-            yield from _rows(parquet.iter_batches(_ROWS_AT_ONCE), str(file), pictures)
-    except UserError:
-        raise
-    except (pyarrow.ArrowException, *_BROKEN) as error:
-        raise UserError(f"data file {file} cannot be read as Parquet: {_reason(error)}") from error
+    _require_pyarrow()
+    check_regular(file)
+    what = f"data file {file}", " as Parquet"
+    yield from _pictured_rows(str(file), file, [file], parquet_batches(file), what)
 
 
 def read_dataset(folder: Path, split: str) -> Records:
@@ -106,20 +105,37 @@ def _choose(names: Sequence[str], split: str, folder: Path) -> str:
 
 
 def _saved_rows(folder: Path) -> Records:
-    pyarrow = _pyarrow()
+    _require_pyarrow()
     try:
-        from datasets import load_from_disk
-    except ImportError as error:
-        raise _missing("datasets") from error
-    try:
-        with _PictureStore(folder / "state.json") as pictures:
-            data: Any = load_from_disk(str(folder)).with_format("arrow")
-            batches = (batch for table in data.iter(_ROWS_AT_ONCE) for batch in table.to_batches())
-            yield from _rows(batches, str(folder), pictures)
-    except UserError:
-        raise
-    except (pyarrow.ArrowException, *_BROKEN) as error:
+        files = saved_files(folder)
+    except _BROKEN as error:
         raise UserError(f"data folder {folder} cannot be read: {_reason(error)}") from error
+    what = f"data folder {folder}", ""
+    yield from _pictured_rows(str(folder), folder / "state.json", files, saved_batches(files), what)
+
+
+def _pictured_rows(
+    place: str, key: Path, files: list[Path], batches: Iterator[Any], what: tuple[str, str]
+) -> Records:
+    """(place, row) of record batches, with pictures in the cache.
+
+    Args:
+        place: what places of rows begin with.
+        key: the file that the pictures in the cache are known by.
+        files: what is read.
+        batches: of the files.
+        what: how messages begin, and what it cannot be read as.
+    """
+    import pyarrow as pa
+
+    size = sum(file.stat().st_size for file in files)
+    try:
+        with _PictureStore(key) as pictures:
+            yield from _rows(_bounded(batches, Allowance(size)), place, pictures, Allowance(size))
+    except UserError as error:
+        raise UserError(f"{what[0]}: {error}") from error
+    except (pa.ArrowException, *_BROKEN) as error:
+        raise UserError(f"{what[0]} cannot be read{what[1]}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -127,14 +143,42 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "..."
 
 
-def _rows(batches: Any, place: str, pictures: _PictureStore) -> Records:
+def _rows(parts: Any, place: str, pictures: _PictureStore, allowance: Allowance) -> Records:
+    number = 0
+    for part in parts:
+        labels = _class_labels(part.schema)
+        for row in part.to_pylist():
+            named = {key: _label(row[key], names) for key, names in labels.items()}
+            taken = pictures.take(row | named)
+            # text outside of ASCII takes up to four times what it did in Arrow
+            allowance.take_row(taken)
+            yield f"{place} row {number}", taken
+            number += 1
+
+
+def _bounded(batches: Iterator[Any], allowance: Allowance) -> Iterator[Any]:
+    """Record batches in parts that take at most SLICE_BYTES, or are one row, as Python objects."""
     number = 0
     for batch in batches:
-        labels = _class_labels(batch.schema)
-        for row in batch.to_pylist():
-            named = {key: _label(row[key], names) for key, names in labels.items()}
-            yield f"{place} row {number}", pictures.take(row | named)
-            number += 1
+        allowance.take(ROW_BYTES * batch.num_rows)  # rows of nulls may have no data at all
+        sizes = row_bytes(batch)
+        check_row(sizes.max(initial=0), number + int(sizes.argmax() if len(sizes) else 0))
+        allowance.take(sizes.sum())
+        number += len(sizes)
+        cuts = _cuts(sizes.tolist())
+        for begin, end in itertools.pairwise(cuts):
+            yield batch.slice(begin, end - begin)
+
+
+def _cuts(sizes: list[float]) -> list[int]:
+    """Where rows of these sizes are cut, the two ends among them."""
+    cuts, taken = [0], 0.0
+    for at, size in enumerate(sizes):
+        if at > cuts[-1] and taken + size > SLICE_BYTES:
+            cuts.append(at)
+            taken = 0.0
+        taken += size
+    return [*cuts, len(sizes)]
 
 
 def _class_labels(schema: Any) -> dict[str, list[str]]:
@@ -155,16 +199,9 @@ def _label(value: Any, names: list[str]) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise _missing("pyarrow") from error
-    return pa
-
-
-def _missing(package: str) -> UserError:
-    return UserError(f"this needs {package}, which is not installed: pip install 'vlmpeft[data]'")
+def _require_pyarrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError("this needs pyarrow, which is not installed: pip install 'vlmpeft[data]'")
 
 
 class _PictureStore:
@@ -181,7 +218,7 @@ class _PictureStore:
         self._path = cache_dir() / "pictures" / f"{name}.bin"
         self._known: dict[bytes, Image] = {}
         self._end = 0
-        self._origin, self._file = origin, cast(Any, None)
+        self._file = cast(Any, None)
         # decided once: another process may finish the same store meanwhile
         self._is_there = self._path.is_file()
 
@@ -227,6 +264,6 @@ class _PictureStore:
             self._file.write(content)
         except OSError as error:
             raise UserError(
-                f"pictures of {self._origin} cannot be put into {self._path.parent}: {error.strerror}; "
+                f"its pictures cannot be put into {self._path.parent}: {error.strerror}; "
                 "VLMPEFT_CACHE may name another folder"
             ) from error

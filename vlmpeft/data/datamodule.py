@@ -39,6 +39,7 @@ class VLMData(pl.LightningDataModule):
         test: of the test split, or a share of train.
         retention: text-only conversations scored before and after: does the language model keep what it knew?
         image_dir: what image paths are relative to; default: the annotation file's folder.
+        allow_outside: whether image paths may lead out of it, by .., from / or by links; false for data of others.
         columns: of a table, which column is image, prompt, answers, ...; default: the usual names.
         prompt: of a table, the question as a template over columns, `Describe {category}.`.
         target: of a table, the answer as a template, or {json: [column, ...]} for a JSON object of columns.
@@ -63,6 +64,7 @@ class VLMData(pl.LightningDataModule):
         test: float | str | list[str | dict[str, Any]] | None = None,
         retention: str | list[str | dict[str, Any]] | None = None,
         image_dir: str | None = None,
+        allow_outside: bool = True,
         columns: Columns = Columns(),
         prompt: str | None = None,
         target: str | dict[str, Any] | None = None,
@@ -97,6 +99,7 @@ class VLMData(pl.LightningDataModule):
             split_by,
             self.digests,
             self._on_error,
+            allow_outside=allow_outside,
         )
         self._read: dict[str, Read] = {}
         self._datasets: dict[str, EncodedDataset] = {}

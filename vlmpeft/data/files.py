@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from vlmpeft.data.limits import check_columns
 from vlmpeft.data.values import shown
 from vlmpeft.errors import UserError
 
@@ -127,7 +129,12 @@ def _separator(file: Path, text: str) -> str:
 
 def _checked_header(place: str, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
-    wrong = next((name for name in header if not name or header.count(name) > 1), None)
+    try:
+        check_columns(len(header))
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    times = Counter(header)
+    wrong = next((name for name in header if not name or times[name] > 1), None)
     if wrong is None:
         return header
     number = header.index(wrong) + 1

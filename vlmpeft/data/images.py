@@ -25,6 +25,8 @@ DEFAULT_MAX_PIXELS = 401_408  # of a picture that a model is shown
 # Qwen-VL's processors raise on pictures that are longer than this
 MAX_ASPECT_RATIO = 200
 _OVERSIZED = rf"Image size \((?!{MAX_PIXELS} )\d{{{len(str(MAX_PIXELS))},}} pixels"
+# libtiff's own limit; ordinary progressive files have 10, and each scan of 64 megapixels takes 0.1 s
+MAX_JPEG_SCANS = 100
 GREY = (127, 127, 127)
 _ORIENTATION = ExifTags.Base.Orientation
 
@@ -142,6 +144,8 @@ def _open_stream(stream: BinaryIO, label: str, max_pixels: int | None) -> Pillow
         head = stream.read(1024)
         with Pillow.open(stream) as picture:
             _check_header(picture, label)
+            if picture.format in ("JPEG", "MPO"):
+                _check_scans(stream, label)
             return _decode(picture, label, max_pixels)
     except UserError:
         raise
@@ -163,6 +167,19 @@ def _check_header(picture: Pillow.Image, label: str) -> None:
         raise UserError(f"image {label} is too large: {shape}; {MAX_PIXELS:,} are allowed")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise UserError(f"image {label} is longer than {MAX_ASPECT_RATIO}:1: {shape}; crop it")
+
+
+def _check_scans(stream: BinaryIO, label: str) -> None:
+    """Refuse a JPEG that goes over its pixels again and again: 2 MB may take half an hour."""
+    position = stream.tell()
+    stream.seek(0)
+    # within pixels FF is followed by 00 or by a restart mark
+    scans = sum(part.count(b"\xff\xda") for part in iter(lambda: stream.read(2**20), b""))
+    stream.seek(position)
+    if scans > MAX_JPEG_SCANS:
+        raise _unreadable(
+            label, f"it has {scans} scans; {MAX_JPEG_SCANS} are allowed; save it again"
+        )
 
 
 def _decode(picture: ImageFile.ImageFile, label: str, max_pixels: int | None) -> Pillow.Image:

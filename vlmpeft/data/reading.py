@@ -47,6 +47,7 @@ class SplitReader:
         split_by: what is kept together when a split is dealt out of train.
         digests: of images.
         on_error: called with the error of each record that cannot be used.
+        allow_outside: whether image paths may lead out of image_dir.
     """
 
     def __init__(
@@ -57,9 +58,12 @@ class SplitReader:
         split_by: str,
         digests: Digests,
         on_error: OnError,
+        *,
+        allow_outside: bool = True,
     ):
         self.given, self.image_dir, self.recipe = given, image_dir, recipe
         self.split_by, self.digests, self.on_error = split_by, digests, on_error
+        self.allow_outside = allow_outside
         self.shares = {s: float(v) for s, v in given.items() if isinstance(v, (int, float))}
         if "train" in self.shares:
             raise UserError(
@@ -115,13 +119,14 @@ class SplitReader:
     def _read_source(self, source: Source, split: str) -> list[Conversation]:
         if source.path.startswith(PREFIX):
             path = str(cached_task(source.path) / f"{split}.json")
-            return read_conversations(path, None, self.on_error)
+            return read_conversations(path, None, self.on_error, allow_outside=self.allow_outside)
         return read_conversations(
             source.path,
             source.image_dir or self.image_dir,
             self.on_error,
             source.recipe(self.recipe),
             split,
+            allow_outside=self.allow_outside,
         )
 
     def _deal(self) -> dict[str, Read]:

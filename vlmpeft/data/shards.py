@@ -13,12 +13,13 @@ from typing import Any
 
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.files import Records
+from vlmpeft.data.limits import in_mb
 from vlmpeft.data.values import printable
 from vlmpeft.errors import UserError
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 _TEXTS = ("json", "txt")  # any other file may be binary, and is then left out
-_LONGEST_TEXT = 2**26  # bytes
+_LONGEST_TEXT = 2**26  # bytes; a .json of this size takes 20 times as much while it is read
 
 
 def read_shard(file: Path) -> Records:
@@ -78,6 +79,11 @@ def _record(shard: tarfile.TarFile, file: Path, members: list[tarfile.TarInfo]) 
     images = []
     for member in members:
         extension = _split_name(member.name)[1]
+        if member.issparse():  # 1 kB may stand for 100 GB of zeros
+            return UserError(
+                f"{printable(member.name)} is stored with holes, so it is not found by position; write the "
+                "tar file without --sparse"
+            )
         if extension.rpartition(".")[2] in _PICTURES:
             name = printable(member.name)
             images.append(Image(str(file), member.offset_data, member.size, name=name))
@@ -94,8 +100,12 @@ def _record(shard: tarfile.TarFile, file: Path, members: list[tarfile.TarInfo]) 
 
 def _fields(shard: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> dict[str, Any]:
     """What a file of a sample adds to its record."""
-    if extension not in _TEXTS and member.size > _LONGEST_TEXT:
-        return {}
+    if member.size > _LONGEST_TEXT:
+        if extension not in _TEXTS:
+            return {}
+        raise UserError(
+            f"{printable(member.name)} has {in_mb(member.size)}; a text has at most {in_mb(_LONGEST_TEXT)}"
+        )
     reader = shard.extractfile(member)
     try:
         content = reader.read().decode("utf-8-sig") if reader else ""

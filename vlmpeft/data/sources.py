@@ -13,6 +13,7 @@ from typing import Any
 from vlmpeft.data.chat import conversation_from_chat, holds_conversation
 from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.files import TABLES, OnError, read_json, read_table
+from vlmpeft.data.limits import check_regular, real_path
 from vlmpeft.data.rows import Columns, Recipe, check_target
 from vlmpeft.data.values import shown
 from vlmpeft.errors import UserError, did_you_mean
@@ -95,6 +96,8 @@ def read_conversations(
     on_error: OnError,
     recipe: Recipe | None = None,
     split: str = "train",
+    *,
+    allow_outside: bool = True,
 ) -> list[Conversation]:
     """Every conversation of a file, a folder, or all files of a pattern.
 
@@ -104,6 +107,7 @@ def read_conversations(
         on_error: called with the error of each record that cannot be used.
         recipe: how rows of columns become conversations.
         split: which split of a folder that holds several.
+        allow_outside: whether image paths may lead out of image_dir.
 
     Raises:
         UserError: nothing there, not readable, or no usable conversation in it.
@@ -117,7 +121,7 @@ def read_conversations(
     conversations = [
         conversation
         for file in _expand(path)
-        for conversation in _read_file(file, image_dir, refuse, recipe, split)
+        for conversation in _read_file(file, image_dir, refuse, recipe, split, allow_outside)
     ]
     if conversations and recipe.is_given and not any(c.is_row for c in conversations):
         raise UserError(
@@ -131,18 +135,42 @@ def read_conversations(
 
 
 def _read_file(
-    file: Path, image_dir: str | None, on_error: OnError, recipe: Recipe, split: str
+    file: Path,
+    image_dir: str | None,
+    on_error: OnError,
+    recipe: Recipe,
+    split: str,
+    allow_outside: bool,
 ) -> Iterator[Conversation]:
     folder = Path(image_dir) if image_dir else (file if file.is_dir() else file.parent)
     # closed at once when an error stops it: it may be writing pictures to the cache
     with contextlib.closing(_records(file, split, on_error)) as records:
         for place, record in records:
             try:
-                yield _conversation(record, place, folder, recipe)
+                conversation = _conversation(record, place, folder, recipe)
+                if not allow_outside:
+                    _check_inside(conversation, folder)
+                yield conversation
             except UserError as error:
                 on_error(UserError(f"{place}: {error}"))
             except RecursionError:
                 on_error(UserError(f"{place}: nested too deeply"))
+
+
+def _check_inside(conversation: Conversation, folder: Path) -> None:
+    """Refuse pictures that lie outside of the folder once every link is followed.
+
+    One with a size is a part of the data file itself, or of what was copied out of it into the cache.
+    """
+    inside = real_path(folder)
+    for image in conversation.images:
+        if image.source.startswith("data:") or image.size is not None:
+            continue
+        if not real_path(image.source).is_relative_to(inside):
+            raise UserError(
+                f"image {shown(image.label)} lies outside of image_dir {folder}: copy it there, or set "
+                "data.allow_outside: true if you trust the data"
+            )
 
 
 def _expand(path: str) -> list[Path]:
@@ -163,6 +191,7 @@ def _records(file: Path, split: str, on_error: OnError) -> Generator[tuple[str, 
         from vlmpeft.data.arrow import read_dataset
 
         return read_dataset(file, split)
+    check_regular(file)
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         from vlmpeft.data.arrow import read_parquet

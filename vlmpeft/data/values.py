@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlmpeft.data.conversation import Image
+from vlmpeft.data.limits import MOST_ENTRIES
 from vlmpeft.errors import UserError, did_you_mean
 
 _LONGEST_EXTRA = 200  # characters of a column that an item keeps for grouping
@@ -19,7 +20,8 @@ _DATES = (dt.date, dt.time, dt.timedelta, decimal.Decimal)  # Parquet has them
 
 def shown(value: Any) -> str:
     """A value as a message shows it: on one line, and not the whole of a long one."""
-    text = repr(value[: _LONGEST_SHOWN + 1] if isinstance(value, str) else value)
+    sliced = isinstance(value, (str, bytes, list))
+    text = repr(value[: _LONGEST_SHOWN + 1] if sliced else value)
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
 
 
@@ -100,6 +102,10 @@ def _cell(row: Mapping[str, Any], name: str, key: str) -> str:
 def unpacked(value: Any) -> Any:
     """A list written as JSON in a cell, as a list."""
     if isinstance(value, str) and (text := value.strip()).startswith("[") and text.endswith("]"):
+        if sum(map(text.count, ",[{")) > MOST_ENTRIES:
+            raise UserError(
+                f"a list of more than {MOST_ENTRIES:,} entries in a cell: {shown(text)}; write fewer"
+            )
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
