@@ -73,7 +73,8 @@ class MarkedTokenizer:
         (marked,) = [text] if isinstance(text, str) else text
         clean, self.spans, self.message_ends = take_marks(marked)
         encoding = self._tokenizer([clean], **(kwargs | {"return_offsets_mapping": True}))
-        self.offsets = Offsets([(int(a), int(b)) for a, b in encoding.pop("offset_mapping")[0]])
+        offsets = encoding.pop("offset_mapping")[0]
+        self.offsets = Offsets(offsets.tolist() if hasattr(offsets, "tolist") else offsets)
         return encoding
 
 

@@ -34,6 +34,7 @@ class Limits:
 
     Args:
         seconds: by the clock.
+        message_seconds: more of them for every message of the conversation.
         spare_bytes: of memory, beyond what the process has without a template; nothing where the
             system has no such limit (macOS, Windows).
         characters: of the rendered text.
@@ -41,6 +42,7 @@ class Limits:
     """
 
     seconds: float = 10
+    message_seconds: float = 0.002
     spare_bytes: int = 2**30
     characters: int = 2**26
     template_characters: int = 2**20
@@ -95,7 +97,7 @@ class Renderer:
         """
         self.check(template)
         if self._late[template] >= _MOST_LATE:
-            raise self._refusal("late")
+            raise self._refusal("late", chat)
         request = {
             "template": template,
             "variables": variables,
@@ -103,12 +105,12 @@ class Renderer:
             "turns": turns,
             "with_ends": with_ends,
             "max_characters": self.limits.characters,
-            "alarm_seconds": math.ceil(self.limits.seconds) + _ALARM_SECONDS,
+            "alarm_seconds": math.ceil(self._seconds(chat)) + _ALARM_SECONDS,
         }
         answer = self._ask(request)
         if refusal := answer.get("refusal"):
             self._late[template] += refusal == "late"
-            raise self._refusal(refusal, one_line(str(answer.get("reason"))))
+            raise self._refusal(refusal, chat, one_line(str(answer.get("reason"))))
         return Located(answer["text"], [(a, b) for a, b in answer["spans"]], answer["ends"])
 
     def check(self, template: str) -> None:
@@ -125,16 +127,20 @@ class Renderer:
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         # text of up to 6 bytes a character as JSON, and two numbers for every place
-        most = 6 * self.limits.characters + 64 * len(request["chat"]) + 2**16
+        chat = request["chat"]
+        most = 6 * self.limits.characters + 64 * len(chat) + 2**16
         with self._lock:
             try:
-                answer = self._running().ask(request, self.limits.seconds, most)
+                answer = self._running().ask(request, self._seconds(chat), most)
             except BaseException:
                 self.close()  # Ctrl-C in the middle: what it would answer next is not what is asked next
                 raise
             if answer.get("refusal") in ("late", "memory", "end"):
                 self.close()
             return answer
+
+    def _seconds(self, chat: Chat) -> float:
+        return self.limits.seconds + self.limits.message_seconds * len(chat)
 
     def _running(self) -> _Worker:
         if self._worker is None or not self._worker.is_alive:
@@ -149,12 +155,12 @@ class Renderer:
             self._worker.close_pipes()
             self._worker = None
 
-    def _refusal(self, kind: str, reason: str = "") -> UserError:
+    def _refusal(self, kind: str, chat: Chat, reason: str = "") -> UserError:
         here = "the chat template took more than"
         said = {
             "template": f"the chat template refused it: {reason}",
             "failure": f"the chat template breaks off on this conversation: {reason}{_NEXT}",
-            "late": f"{here} {self.limits.seconds:g} s on this conversation{_NEXT}",
+            "late": f"{here} {self._seconds(chat):g} s on this conversation{_NEXT}",
             "memory": f"{here} {self.limits.spare_bytes / 2**30:g} GiB of memory on this conversation{_NEXT}",
             "long": f"the chat template made more than {self.limits.characters:,} characters of this "
             f"conversation{_NEXT}",

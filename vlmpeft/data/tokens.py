@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.encode import IGNORE, Encoded, Encoder
 
+_SHOWN = 4096  # rows of a conversation that are shown
 _CHECKED = 200  # conversations whose labels are checked against their text
 
 
@@ -34,12 +36,21 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class TokenView:
-    """A conversation as the model sees it."""
+    """A conversation as the model sees it.
+
+    Args:
+        id: of the conversation.
+        place: where it was read from.
+        images: labels of its pictures.
+        rows: its tokens, up to a number.
+        hidden: how many tokens there are beyond.
+    """
 
     id: str
     place: str
     images: tuple[str, ...]
     rows: tuple[TokenRow, ...]
+    hidden: int = 0
 
 
 def view_tokens(encoder: Encoder, conversations: Sequence[Conversation]) -> list[TokenView]:
@@ -48,8 +59,10 @@ def view_tokens(encoder: Encoder, conversations: Sequence[Conversation]) -> list
     for conversation in conversations:
         encoded, ends = encoder.encode_with_ends(conversation)
         images = tuple(image.label for image in conversation.images)
-        rows = tuple(_rows(encoder, encoded, _roles(conversation, encoded, ends)))
-        views.append(TokenView(conversation.id, conversation.place, images, rows))
+        roles = _roles(conversation, encoded, ends)
+        rows = tuple(islice(_rows(encoder, encoded, roles), _SHOWN))
+        hidden = len(encoded) - sum(row.count for row in rows)
+        views.append(TokenView(conversation.id, conversation.place, images, rows, hidden))
     return views
 
 
