@@ -17,7 +17,7 @@ from vlmpeft.data.marks import MarkedTokenizer, QuestionTokenizer, holds_mark, p
 from vlmpeft.data.render import shared_renderer
 from vlmpeft.data.values import shown
 from vlmpeft.errors import UserError
-from vlmpeft.records import semantic_hash, versions
+from vlmpeft.records import read_short, semantic_hash, versions
 from vlmpeft.shipped import find_shipped
 
 IGNORE = -100
@@ -269,7 +269,7 @@ def read_template(template: str | None) -> str | None:
         raise UserError(
             f"chat template {template} is neither a file nor shipped under configs/templates"
         )
-    return path.read_text(encoding="utf-8")
+    return read_short(path)
 
 
 def own_template(processor: Any) -> str:

@@ -160,7 +160,7 @@ class Renderer:
         said = {
             "template": f"the chat template refused it: {reason}",
             "failure": f"the chat template breaks off on this conversation: {reason}{_NEXT}",
-            "late": f"{here} {self._seconds(chat):g} s on this conversation{_NEXT}",
+            "late": f"{here} {self._seconds(chat):.3g} s on this conversation{_NEXT}",
             "memory": f"{here} {self.limits.spare_bytes / 2**30:g} GiB of memory on this conversation{_NEXT}",
             "long": f"the chat template made more than {self.limits.characters:,} characters of this "
             f"conversation{_NEXT}",

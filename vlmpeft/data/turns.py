@@ -93,7 +93,7 @@ def _confirmed(near: _Near, exact: _Exact, turns: Sequence[int]) -> list[Span] |
 def _end(near: _Near | None, exact: _Exact, number: int) -> int:
     """Where the first `number` messages end in the whole text, as far as it goes on as they do."""
     found = near and near.reach(number, False)
-    return found.end if found else exact.end(number)
+    return found.end if found and found.is_said else exact.end(number)
 
 
 class _Exact:
@@ -114,10 +114,18 @@ class _Exact:
 
 
 class _Reach(NamedTuple):
-    """Where the rendering of the first messages ends in the whole text, and what follows the last of them."""
+    """Where the rendering of the first messages ends in the whole text, as far as the two agree.
+
+    Args:
+        end: a character of the whole text.
+        is_whole: whether they agree up to the end.
+        is_said: whether they do so at least up to the end of what the last message says.
+        tail: what follows that.
+    """
 
     end: int
     is_whole: bool
+    is_said: bool
     tail: str
 
 
@@ -186,8 +194,9 @@ class _Near:
         said, place = text[text.index(_OPEN) :], self._places[start]
         agreed = _agreement(said, self._text[place : place + len(said)])
         marks = self._marks_before[start] + len(_MARKS.findall(said, 0, agreed))
-        tail = said[said.rfind(_CLOSE) + 1 :]
-        return _Reach(place + agreed - marks, agreed == len(said), tail)
+        last = said.rfind(_CLOSE)
+        is_said = agreed > last and number - 1 in self._places
+        return _Reach(place + agreed - marks, agreed == len(said), is_said, said[last + 1 :])
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:
