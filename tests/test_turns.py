@@ -42,7 +42,7 @@ TEMPLATES = {
     ),
     "system says": each(start="{{ messages[0].content[0].text }} {{ messages|length > 1 }}"),
     "count": each(start="{{ messages|length }}"),
-    "prompt by count": each(end=ASK + "{% if messages|length == 25 %}!{% endif %}"),
+    "prompt by count": each(end=ASK + "{% if messages|length > 16 %}!{% endif %}"),
     "prompt by word": each(
         end="{% if add_generation_prompt %}<assistant>"
         "{% if (messages[-1].content[0].text or '') == 'nut' %}<think>{% endif %}{% endif %}"

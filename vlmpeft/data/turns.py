@@ -51,7 +51,8 @@ def locate(render: Render, chat: Chat, turns: Sequence[int], *, with_ends: bool)
     rendering of the messages up to it ends. Rendering every prefix of a long conversation takes quadratic
     time. There, only the last messages before each place are rendered, and the result has to stand in the
     whole text at the marks of those messages; turns 1, 2, 4, 8, ..., the last one and each new way of
-    ending a turn are found by the law itself as well. Where the two disagree, the law alone is used.
+    ending a turn are found by the law itself as well. Where the two disagree, the law alone is used. What
+    stays unseen is a template that ends a turn otherwise because of its number alone, at none of these.
 
     Args:
         render: messages and whether a generation prompt is added -> text.
@@ -104,7 +105,8 @@ class _Exact:
 
     def span(self, turn: int) -> Span:
         before = self._render(self._chat[:turn], True)
-        until = self._render(self._chat[: turn + 1], False)
+        is_last = turn + 1 == len(self._chat)
+        until = self._text if is_last else self._render(self._chat[: turn + 1], False)
         if not (until.startswith(before) and self._text.startswith(until)):
             raise MovingTurnError
         return len(before), len(until)
@@ -135,19 +137,16 @@ class _Found(NamedTuple):
 
 
 class _Near:
-    """The fast way: the last messages alone are rendered, with marks around what they say, and fitted in.
+    """The fast way: the last messages alone are rendered and fitted into the whole text.
 
-    A template that repeats, drops, reorders or cuts what messages say has none.
+    Marks in one rendering of everything show where in the text each message says what it says. A template
+    that repeats, drops, reorders or cuts what messages say has no fast way.
     """
 
-    def __init__(self, render: Render, chat: Chat, marked: Chat, text: str):
-        places = [match.start() for match in _MARKS.finditer(text)][::2]
-        speaking = [n for n, message in enumerate(chat) if marked[n] is not message]
-        self._render, self._marked, self._text = render, marked, text
+    def __init__(self, render: Render, chat: Chat, text: str, said: dict[int, Span]):
+        self._render, self._chat, self._text, self._said = render, chat, text, said
         self._system = list(chat[:1]) if chat[0]["role"] == "system" else []
-        self._places = dict(zip(speaking, places, strict=True))  # in the marked text
-        self._marks_before = {message: 2 * n for n, message in enumerate(speaking)}
-        self._starts = self._window_starts()
+        self._starts, self._lead = self._window_starts(), ""
 
     @classmethod
     def of(cls, render: Render, chat: Chat, text: str) -> _Near | None:
@@ -156,19 +155,19 @@ class _Near:
         marked_text = _attempt(render, marked, False)
         if marked_text is None or _MARKS.sub("", marked_text) != text:
             return None
-        count = sum(a is not b for a, b in zip(marked, chat, strict=True))
-        in_order = [_OPEN, _CLOSE] * count
-        return (
-            cls(render, chat, marked, marked_text)
-            if _MARKS.findall(marked_text) == in_order
-            else None
-        )
+        speaking = [n for n, message in enumerate(chat) if marked[n] is not message]
+        marks = list(_MARKS.finditer(marked_text))
+        if [mark[0] for mark in marks] != [_OPEN, _CLOSE] * len(speaking):
+            return None
+        places = [mark.start() - n for n, mark in enumerate(marks)]
+        spans = zip(places[::2], places[1::2], strict=True)
+        return cls(render, chat, text, dict(zip(speaking, spans, strict=True)))
 
     def _window_starts(self) -> list[int | None]:
         """For each number of messages, the last of the user's that says something, if not too far back."""
         starts, last = list[int | None]([None]), None
-        for number, message in enumerate(self._marked, 1):
-            if message["role"] == "user" and number - 1 in self._places:
+        for number, message in enumerate(self._chat, 1):
+            if message["role"] == "user" and number - 1 in self._said:
                 last = number - 1
             is_close = last is not None and number - last <= EXACT_MESSAGES
             starts.append(last if is_close else None)
@@ -187,16 +186,29 @@ class _Near:
         start = self._starts[number]
         if start is None:
             return None
-        window = [*(self._system if start else ()), *self._marked[start:number]]
+        window = [*(self._system if start else ()), *self._chat[start:number]]
         text = _attempt(self._render, window, add_generation_prompt)
-        if text is None or _OPEN not in text:
+        if text is None:
             return None
-        said, place = text[text.index(_OPEN) :], self._places[start]
-        agreed = _agreement(said, self._text[place : place + len(said)])
-        marks = self._marks_before[start] + len(_MARKS.findall(said, 0, agreed))
-        last = said.rfind(_CLOSE)
-        is_said = agreed > last and number - 1 in self._places
-        return _Reach(place + agreed - marks, agreed == len(said), is_said, said[last + 1 :])
+        place = self._said[start][0]
+        if not (text.startswith(self._lead) and self._fits(text, place)):
+            self._lead = self._find_lead(window, add_generation_prompt)
+        said = text[len(self._lead) :]
+        end = place + _agreement(said, self._text[place : place + len(said)])
+        last = next(n for n in range(number - 1, -1, -1) if n in self._said)
+        tail_start = self._said[last][1]
+        is_said = last == number - 1 and end >= tail_start
+        return _Reach(end, self._fits(text, place), is_said, self._text[tail_start:end])
+
+    def _fits(self, text: str, place: int) -> bool:
+        """Whether what a rendering has after the lead stands at a place in the whole text."""
+        return self._text.startswith(text[len(self._lead) :], place)
+
+    def _find_lead(self, window: Chat, add_generation_prompt: bool) -> str:
+        """What stands in the rendering of some messages before the first of the user's says something."""
+        marked = [m if m["role"] == "system" else _marked(m) for m in window]
+        text = _attempt(self._render, marked, add_generation_prompt) or ""
+        return text.partition(_OPEN)[0]
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:
