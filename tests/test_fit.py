@@ -246,6 +246,7 @@ def run_with_scores(checkpoints, scores):
         max_epochs=len(scores),
         callbacks=[checkpoints],
         logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -19,6 +19,7 @@ from vlmpeft.errors import UserError
 from vlmpeft.manifest import MANIFEST, read_manifest
 from vlmpeft.own_code import refuse_own_code
 from vlmpeft.plan import AttachedPlan, Plan, attach
+from vlmpeft.records import read_short
 
 PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -238,7 +239,7 @@ def trained_base(folder: str | Path, path: str | None = None) -> BaseSpec:
 def chat_template(folder: str | Path) -> str | None:
     """The template an adapter was trained with, Jinja; None if its folder has none."""
     path = Path(folder) / TEMPLATE
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return read_short(path) if path.is_file() else None
 
 
 def saved_processor(folder: str | Path) -> Any:

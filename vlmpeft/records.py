@@ -39,6 +39,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(f"{path} could not be written: {error.strerror or error}") from error
 
 
+def read_short(path: Path, most_characters: int = 2**20) -> str:
+    """The text of a file that nobody needs to be long, such as a chat template.
+
+    Raises:
+        UserError: it is longer, is no UTF-8, or cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(most_characters + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    if len(text) > most_characters:
+        raise UserError(
+            f"{path} has more than {most_characters:,} characters, too many for a template"
+        )
+    return text
+
+
 def write_json(path: Path, value: Any) -> None:
     """A value as indented JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())

@@ -142,6 +142,8 @@ def _tokens(view: TokenView) -> str:
         kind = "learnt" if row.is_learnt else "image" if row.is_image else ""
         shown = f"{row.count} image tokens" if row.is_image else row.text.replace("\n", "\u21b5")
         parts.append(f'<span class="{kind}" title="token {row.position}">{_text(shown)}</span> ')
+    if view.hidden:
+        parts.append(f"<b>and {view.hidden:,} more tokens</b>")
     return f'<h3>{_text(view.id)}</h3><div class="tokens">{"".join(parts)}</div>'
 
 

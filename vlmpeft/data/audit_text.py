@@ -110,6 +110,8 @@ def _tokens(view: TokenView) -> Group:
         style = "bold green" if row.is_learnt else "cyan" if row.is_image else ""
         text.append(f"*{shown}*" if row.is_learnt else shown, style=style)
         text.append("|", style="dim")
+    if view.hidden:
+        text.append(f"\n  and {view.hidden:,} more tokens")
     title = Text(f"\n{view.id}: *learnt* tokens, {len(view.images)} image(s)")
     return Group(title, text)
 

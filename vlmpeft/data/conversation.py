@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -76,11 +77,11 @@ class Conversation:
     extra: Mapping[str, Any] = field(default_factory=dict)
     is_row: bool = False
 
-    @property
+    @cached_property
     def images(self) -> tuple[Image, ...]:
         return tuple(image for message in self.messages for image in message.images)
 
-    @property
+    @cached_property
     def assistant_turns(self) -> tuple[int, ...]:
         """Positions of the assistant's messages that are learnt and scored."""
         return tuple(

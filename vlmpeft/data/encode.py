@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.images import open_image
+from vlmpeft.data.marks import MarkedTokenizer, QuestionTokenizer, holds_mark, put_marks
+from vlmpeft.data.render import shared_renderer
+from vlmpeft.data.values import shown
 from vlmpeft.errors import UserError
-from vlmpeft.records import semantic_hash, versions
+from vlmpeft.records import read_short, semantic_hash, versions
 from vlmpeft.shipped import find_shipped
 
 IGNORE = -100
@@ -25,9 +29,6 @@ PER_TOKEN = (
     "image_embeds_position_mask",  # Kosmos-2
     "cross_attention_mask",  # Llama 3.2 Vision: (1, T, pictures, tiles) that a token looks at
 )
-# Invisible marks around each answer. They pass through the processor's own image expansion, whatever it
-# is, and are taken out just before tokenization, where their positions become character spans.
-_START, _END = "\ue0f0", "\ue0f1"
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,14 @@ class Encoder:
         self.processor, self.max_pixels = processor, max_pixels
         limits_itself = max_pixels is not None and _limit_pixels(processor, max_pixels)
         self._open_pixels = None if limits_itself else max_pixels  # scaling twice would round twice
-        own = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
-        self.template = read_template(chat_template) or own
-        if not self.template:
-            raise UserError(
-                "the processor has no chat template; give one: --data.chat_template FILE.jinja"
-            )
-        self._tokenizer = _MarkedTokenizer(processor.tokenizer)
+        self.template = read_template(chat_template) or own_template(processor)
+        shared_renderer().check(self.template)
+        shared_renderer().start()
+        self._tokenizer = MarkedTokenizer(processor.tokenizer)
         self._marking = copy.copy(processor)
         self._marking.tokenizer = self._tokenizer
         if hasattr(processor, "qformer_tokenizer"):
-            self._marking.qformer_tokenizer = _QuestionTokenizer(processor.qformer_tokenizer)
+            self._marking.qformer_tokenizer = QuestionTokenizer(processor.qformer_tokenizer)
         added = processor.tokenizer.added_tokens_decoder
         self._special = {i for i, token in added.items() if token.special} | set(
             processor.tokenizer.all_special_ids
@@ -138,11 +136,9 @@ class Encoder:
 
     def answer_ids(self, conversation: Conversation, turn: int, text: str) -> list[int]:
         """The tokens of `text` as the answer of a turn, end token included; no image is opened."""
-        chat = [_as_chat(message) for message in conversation.messages[:turn]]
-        chat.append(_as_chat(Message("assistant", (text,))))
-        (ids,) = self._tokenizer(self._marked_text(chat, (turn,)), add_special_tokens=False)[
-            "input_ids"
-        ]
+        messages = (*conversation.messages[:turn], Message("assistant", (text,)))
+        marked = self._marked_text(messages, (turn,))
+        (ids,) = self._tokenizer(marked, add_special_tokens=False)["input_ids"]
         ((start, end),) = self._tokenizer.spans
         first, last = self._token_span(ids, start, end)
         return list(ids[first:last])
@@ -159,16 +155,26 @@ class Encoder:
             UserError: an unreadable image, or a template that does not fit.
         """
         messages = conversation.messages[: None if only_turn is None else only_turn + 1]
-        if any(mark in message.text for message in messages for mark in (_START, _END)):
-            raise UserError(
-                "the characters U+E0F0 and U+E0F1 are used here and cannot be in a text"
-            )
         turns = conversation.assistant_turns if only_turn is None else (only_turn,)
+        return self._encode(messages, self._marked_text(messages, turns))
+
+    def encode_with_ends(self, conversation: Conversation) -> tuple[Encoded, list[int]]:
+        """A conversation, and how many tokens there are up to the end of each of its messages.
+
+        Raises:
+            UserError: an unreadable image, or a template that does not fit.
+        """
+        messages, turns = conversation.messages, conversation.assistant_turns
+        encoded = self._encode(messages, self._marked_text(messages, turns, with_ends=True))
+        offsets, ends = self._tokenizer.offsets, self._tokenizer.message_ends
+        ahead = len(encoded) - len(offsets)
+        return encoded, [ahead + offsets.ending_by(end) for end in ends]
+
+    def _encode(self, messages: Sequence[Message], marked: str) -> Encoded:
         images = [
             open_image(image, self._open_pixels) for message in messages for image in message.images
         ]
-        chat = [_as_chat(message) for message in messages]
-        outputs = self._process(self._marked_text(chat, turns), images)
+        outputs = self._process(marked, images)
         ids = outputs.pop("input_ids")[0]
         ahead = len(ids) - len(self._tokenizer.offsets)  # BLIP-2 puts the picture before the text
         if ahead > 0 and len(images) > 1:
@@ -176,7 +182,8 @@ class Encoder:
                 f"{type(self.processor).__name__} puts one picture before the text, and there are "
                 f"{len(images)}: the model would not see the others"
             )
-        found = [self._token_span(ids[ahead:], *span) for span in self._tokenizer.spans]
+        text_ids = ids[ahead:].tolist()
+        found = [self._token_span(text_ids, *span) for span in self._tokenizer.spans]
         spans = [(start + ahead, end + ahead) for start, end in found]
         labels = torch.full_like(ids, IGNORE)
         for start, end in spans:
@@ -187,37 +194,25 @@ class Encoder:
         outputs.pop("attention_mask", None)
         return Encoded(ids, labels, tuple(spans), {k: _single(v) for k, v in outputs.items()})
 
-    def _render(self, chat: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return self.processor.apply_chat_template(
-                chat,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+    def _marked_text(
+        self, messages: Sequence[Message], turns: Sequence[int], *, with_ends: bool = False
+    ) -> str:
+        """The rendered conversation with a mark before and after each of `turns`."""
+        if any(holds_mark(message.text) for message in messages):
+            raise UserError("the characters U+E0F0 to U+E0F2 are used here and cannot be in a text")
+        found = shared_renderer().locate(
+            self.template,
+            self.processor.tokenizer.special_tokens_map,
+            [_as_chat(message) for message in messages],
+            turns,
+            with_ends=with_ends,
+        )
+        if holds_mark(found.text):
+            raise UserError(
+                "the chat template writes one of the characters U+E0F0 to U+E0F2, which are used here; "
+                "give another: --data.chat_template FILE.jinja"
             )
-        except TemplateError as error:
-            raise UserError(f"the chat template refused it: {error}") from error
-
-    def _marked_text(self, chat: list[dict[str, Any]], turns: tuple[int, ...]) -> str:
-        """The rendered conversation with a mark before and after each of `turns`.
-
-        An answer begins where the generation prompt of the messages before it ends, and ends where the
-        rendering of the messages up to it ends: no searching for substrings, so repeated text is safe.
-        """
-        full, marked, done = self._render(chat), "", 0
-        for turn in turns:
-            before = self._render(chat[:turn], add_generation_prompt=True)
-            until = self._render(chat[: turn + 1])
-            if not (until.startswith(before) and full.startswith(until)):
-                raise UserError(
-                    "the chat template renders a turn differently once others follow, so answers cannot be "
-                    "located; give another: --data.chat_template FILE.jinja"
-                )
-            marked += full[done : len(before)] + _START + full[len(before) : len(until)] + _END
-            done = len(until)
-        return marked + full[done:]
+        return put_marks(found.text, found.spans, found.ends)
 
     def _process(self, text: str, images: list[Any]) -> dict[str, Any]:
         try:
@@ -229,14 +224,14 @@ class Encoder:
             raise UserError(f"the processor refused it: {error}") from error
         return dict(outputs)
 
-    def _token_span(self, ids: Any, start: int, end: int) -> tuple[int, int]:
+    def _token_span(self, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
         """Tokens that end after `start` and begin before `end`, cut after the answer's end token.
 
         One that begins before the answer and ends inside it is the answer's. One of blanks alone may be empty: some
         tokenizers trim offsets.
         """
-        inside = [i for i, (a, b) in enumerate(self._tokenizer.offsets) if b > start and a < end]
-        ends = [i for i in inside if int(ids[i]) in self._special]
+        inside = self._tokenizer.offsets.overlapping(start, end)
+        ends = [i for i in inside if ids[i] in self._special]
         if not ends:
             raise UserError(
                 "the chat template writes no end token after an answer, so the model would never learn to "
@@ -278,58 +273,20 @@ def read_template(template: str | None) -> str | None:
         raise UserError(
             f"chat template {template} is neither a file nor shipped under configs/templates"
         )
-    return path.read_text(encoding="utf-8")
+    return read_short(path)
 
 
-class _MarkedTokenizer:
-    """The real tokenizer, behind a stage that takes the marks out and remembers where they were."""
+def own_template(processor: Any) -> str:
+    """The processor's template or its tokenizer's; of several with names, the one named default.
 
-    def __init__(self, tokenizer: Any):
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"{type(tokenizer).__name__} has no fast version, which labels by span need"
-            )
-        self._tokenizer = tokenizer
-        self.spans: list[tuple[int, int]] = []
-        self.offsets: list[tuple[int, int]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, text: str | list[str], **kwargs: Any) -> Any:
-        if isinstance(text, str) and _START not in text:
-            return self._tokenizer(text, **kwargs)  # BLIP-2's processor: its image tokens, apart
-        (marked,) = [text] if isinstance(text, str) else text
-        clean, self.spans = _take_marks(marked)
-        encoding = self._tokenizer([clean], **(kwargs | {"return_offsets_mapping": True}))
-        offsets = encoding.pop("offset_mapping")[0]
-        self.offsets = [(int(a), int(b)) for a, b in offsets]
-        return encoding
-
-
-class _QuestionTokenizer:
-    """The tokenizer of a Q-Former, which may read what stands before the first answer and no answer."""
-
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, text: list[str], **kwargs: Any) -> Any:
-        return self._tokenizer([one.partition(_START)[0] for one in text], **kwargs)
-
-
-def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    r"""(text without marks, character spans the marks enclosed).
-
-    >>> _take_marks("ab\ue0f0cd\ue0f1e")
-    ('abcde', [(2, 4)])
+    Raises:
+        UserError: there is none.
     """
-    head, *answers = marked.split(_START)
-    clean, spans = head, []
-    for answer in answers:
-        inside, _, after = answer.partition(_END)
-        spans.append((len(clean), len(clean) + len(inside)))
-        clean += inside + after
-    return clean, spans
+    own = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    found = own.get("default") if isinstance(own, dict) else own
+    if found:
+        return found
+    named = f" that is named default, but {', '.join(map(shown, own))}" if own else ""
+    raise UserError(
+        f"the processor has no chat template{named}; give one: --data.chat_template FILE.jinja"
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.dataset import scored_items
 from vlmpeft.data.duplicates import near_duplicates, signature
 from vlmpeft.data.images import open_image
 from vlmpeft.errors import UserError
@@ -90,12 +90,12 @@ def contradictions(data: VLMData, splits: Splits) -> list[Finding]:
     for name, conversations in splits.items():
         answers: dict[Any, set[str]] = defaultdict(set)
         places: dict[Any, str] = {}
-        for item in scored_items(conversations):
-            before = item.conversation.messages[: item.turn]
-            asked = tuple((m.role, m.text) for m in before)
-            key = (data.digests.images(item.conversation), asked)
-            answers[key].add(item.expected)
-            places.setdefault(key, item.conversation.place)
+        for conversation in conversations:
+            pictures = data.digests.images(conversation)
+            for asked, turn in _questions(conversation):
+                key = (pictures, asked)
+                answers[key].add(conversation.messages[turn].text)
+                places.setdefault(key, conversation.place)
         several = [key for key, texts in answers.items() if len(texts) > 1]
         if several:
             examples = tuple(f"{places[k]}: {sorted(answers[k])[:3]}" for k in several)
@@ -104,6 +104,16 @@ def contradictions(data: VLMData, splits: Splits) -> list[Finding]:
             )
             findings.append(Finding("warning", text, examples))
     return findings
+
+
+def _questions(conversation: Conversation) -> Iterator[tuple[bytes, int]]:
+    """(digest of all that is said before it, position) of each answer."""
+    said, turns = hashlib.sha256(), set(conversation.assistant_turns)
+    for number, message in enumerate(conversation.messages):
+        if number in turns:
+            yield said.digest(), number
+        text = message.text.encode("utf-8", "surrogatepass")
+        said.update(f"{message.role} {len(text)} ".encode() + text)
 
 
 def repeats(data: VLMData, splits: Splits) -> list[Finding]:

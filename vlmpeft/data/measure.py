@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ from vlmpeft.data.encode import IGNORE, Encoded
 from vlmpeft.errors import UserError
 from vlmpeft.records import semantic_hash, write_json
 from vlmpeft.shipped import cache_dir
+
+_MANY_TURNS = 16  # scored turns of one conversation above which it is encoded once for all
 
 
 class Measured(NamedTuple):
@@ -68,11 +72,12 @@ def _read(path: Path) -> list[Measured] | None:
 
 
 def _measured(dataset: EncodedDataset, num_workers: int) -> Iterator[Measured | UserError]:
+    measuring = _Measuring(dataset, dict(_long_conversations(dataset)))
     if num_workers == 0:
-        yield from (_measure_item(dataset, index) for index in range(len(dataset)))
+        yield from (measuring[index] for index in range(len(dataset)))
         return
     yield from DataLoader(
-        _Measuring(dataset), batch_size=None, collate_fn=_unchanged, num_workers=num_workers
+        measuring, batch_size=None, collate_fn=_unchanged, num_workers=num_workers
     )
 
 
@@ -82,24 +87,62 @@ def _unchanged(result: Any) -> Any:
 
 
 class _Measuring(Dataset[Any]):
-    """A data set of measurements, so that workers send numbers instead of pictures."""
+    """A data set of measurements, so that workers send numbers instead of pictures.
 
-    def __init__(self, dataset: EncodedDataset):
-        self.dataset = dataset
+    Args:
+        dataset: what is measured.
+        known: position -> what is known without encoding that item by itself.
+    """
+
+    def __init__(self, dataset: EncodedDataset, known: dict[int, Measured]):
+        self.dataset, self._known = dataset, known
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Measured | UserError:
-        return _measure_item(self.dataset, index)
+        if index in self._known:
+            return self._known[index]
+        try:
+            encoded = self.dataset[index][1]
+        except UserError as error:
+            return error
+        return _of(encoded, self.dataset.encoder.image_token_id)
 
 
-def _measure_item(dataset: EncodedDataset, index: int) -> Measured | UserError:
+def _long_conversations(dataset: EncodedDataset) -> Iterator[tuple[int, Measured]]:
+    """(position, measurement) of items that are many of one conversation, which is encoded once for all."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, item in enumerate(dataset.items):
+        if item.turn is not None:
+            members[id(item.conversation)].append(index)
+    for indices in members.values():
+        if len(indices) > _MANY_TURNS:
+            yield from _from_whole(dataset, indices)
+
+
+def _from_whole(dataset: EncodedDataset, indices: list[int]) -> Iterator[tuple[int, Measured]]:
+    """The items of a conversation as its encoding has them, where they would be the same by themselves.
+
+    They are if there are no pictures after them, which can change how many tokens others take, and a
+    special token parts them from what follows, so that no token goes across.
+    """
+    conversation = dataset.items[indices[0]].conversation
     try:
-        encoded = dataset[index][1]
-    except UserError as error:
-        return error
-    return _of(encoded, dataset.encoder.image_token_id)
+        encoded, ends = dataset.encoder.encode_with_ends(conversation)
+    except UserError:  # a template may fit what is said up to a turn, and not the whole
+        return
+    ids, special = encoded.input_ids.tolist(), dataset.encoder.end_token_ids
+    images = list(accumulate((n == dataset.encoder.image_token_id for n in ids), initial=0))
+    spans = dict(zip(conversation.assistant_turns, encoded.turns, strict=True))
+    last = max((n for n, m in enumerate(conversation.messages) if m.images), default=-1)
+    for index in indices:
+        turn = dataset.items[index].turn
+        assert turn is not None
+        (start, stop), end = spans[turn], ends[turn]
+        if turn >= last and not special.isdisjoint(ids[end - 1 : end + 1]):
+            size = stop - start
+            yield index, Measured(end, images[end], size, size, (ids[stop - 1],))
 
 
 def _of(encoded: Encoded, image_token_id: int | None) -> Measured:

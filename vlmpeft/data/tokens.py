@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 
 from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.encode import IGNORE, Encoded, Encoder
 
+_SHOWN = 4096  # rows of a conversation that are shown
 _CHECKED = 200  # conversations whose labels are checked against their text
 
 
@@ -34,33 +36,41 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class TokenView:
-    """A conversation as the model sees it."""
+    """A conversation as the model sees it.
+
+    Args:
+        id: of the conversation.
+        place: where it was read from.
+        images: labels of its pictures.
+        rows: its tokens, up to a number.
+        hidden: how many tokens there are beyond.
+    """
 
     id: str
     place: str
     images: tuple[str, ...]
     rows: tuple[TokenRow, ...]
+    hidden: int = 0
 
 
 def view_tokens(encoder: Encoder, conversations: Sequence[Conversation]) -> list[TokenView]:
     """Each conversation's tokens with role, label and image spans."""
     views = []
     for conversation in conversations:
-        encoded = encoder.encode(conversation)
+        encoded, ends = encoder.encode_with_ends(conversation)
         images = tuple(image.label for image in conversation.images)
-        rows = tuple(_rows(encoder, encoded, _roles(encoder, conversation, encoded)))
-        views.append(TokenView(conversation.id, conversation.place, images, rows))
+        roles = _roles(conversation, encoded, ends)
+        rows = tuple(islice(_rows(encoder, encoded, roles), _SHOWN))
+        hidden = len(encoded) - sum(row.count for row in rows)
+        views.append(TokenView(conversation.id, conversation.place, images, rows, hidden))
     return views
 
 
-def _roles(encoder: Encoder, conversation: Conversation, encoded: Encoded) -> list[str]:
+def _roles(conversation: Conversation, encoded: Encoded, ends: Sequence[int]) -> list[str]:
     """Whose message each token belongs to: where the rendering of the messages up to it ends."""
     roles: list[str] = []
-    for number, message in enumerate(conversation.messages):
-        so_far = encoder.encode(replace(conversation, messages=conversation.messages[: number + 1]))
-        pairs = zip(so_far.input_ids.tolist(), encoded.input_ids.tolist(), strict=False)
-        equal = next((n for n, (a, b) in enumerate(pairs) if a != b), len(so_far))
-        roles += [message.role] * (min(equal, len(encoded)) - len(roles))
+    for message, end in zip(conversation.messages, ends, strict=True):
+        roles += [message.role] * (end - len(roles))
     return roles + ["template"] * (len(encoded) - len(roles))
 
 

@@ -35,6 +35,17 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def one_line(text: str, most: int = 300) -> str:
+    r"""A text from elsewhere as a message can hold it: on one line, printable, and not too long.
+
+    >>> one_line("no\n  such \x1b[1mrole")
+    'no such \\x1b[1mrole'
+    """
+    line = " ".join(text[: 4 * most].split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= most else line[:most] + "..."
+
+
 def is_missing(value: Any) -> bool:
     """Whether a cell is empty: null, NaN, no text or no entries."""
     return value is None or value == "" or value == [] or value != value
