@@ -1,5 +1,7 @@
 """Labels are exactly the answers and their end tokens, for every turn and however often text repeats."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image as Pillow
@@ -159,3 +161,32 @@ def test_another_answer_has_the_token_values_of_the_one_it_replaces():
     assert other.turns == ((2, 6),)
     assert other.model_inputs["token_type_ids"].tolist() == [[0, 0, 1, 1, 1, 1]]
     assert torch.equal(other.model_inputs["pixel_values"], pixels)
+
+
+def test_of_several_named_templates_the_default_is_used(processor):
+    several = copy.copy(processor)
+    own = Encoder(processor).template
+    several.chat_template = {"default": own, "tool_use": "x"}
+    assert Encoder(several).template == own
+    several.chat_template = {"tool_use": "x"}
+    with pytest.raises(UserError, match="no chat template that is named default, but 'tool_use'"):
+        Encoder(several)
+
+
+def test_a_template_that_writes_our_marks_is_refused(processor):
+    own = Encoder(processor).template
+    with pytest.raises(UserError, match=r"the chat template writes .*U\+E0F0"):
+        Encoder(processor, "\ue0f1" + own).encode(talk("hi", "nut"))
+
+
+def test_long_conversations_are_encoded_as_short_ones(processor, pictures):
+    image = Image(str(pictures / "a.png"))
+    asked = [(image, "what?") if n in (0, 7) else f"q {n}" for n in range(20)]
+    conversation = talk(*(turn for question in asked for turn in (question, " red ")))
+    encoder = Encoder(processor)
+    encoded, ends = encoder.encode_with_ends(conversation)
+    assert len(encoded.turns) == 20
+    for turn, (start, end), until in zip(range(1, 40, 2), encoded.turns, ends[1::2], strict=True):
+        alone = encoder.encode(conversation, turn)
+        assert alone.turns == ((start, end),)
+        assert torch.equal(alone.input_ids, encoded.input_ids[:until])

@@ -1,12 +1,20 @@
 """Lengths are measured once and remembered by content, by however many workers."""
 
+import base64
+import io
 import json
+import time
 
 import pytest
 from PIL import Image as Pillow
 
 from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.data.audit import audit
+from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.data.dataset import EncodedDataset, scored_items
+from vlmpeft.data.encode import Encoder
+from vlmpeft.data.measure import _long_conversations, _Measuring
 
 from .conftest import llava, write_json
 
@@ -56,3 +64,41 @@ def test_workers_measure_the_same(folder, tmp_path, processor, monkeypatch):
         found.append((data.measured, data.skipped))
     assert found[0] == found[1]
     assert len(found[0][1]) == 1
+
+
+def test_scored_turns_of_a_long_conversation_are_measured_as_each_by_itself(processor):
+    """Once with its picture in the first turn, once with pictures in later turns, which are not yet there."""
+    picture = Image("data:image/png;base64," + base64.b64encode(png()).decode())
+    for pictured in ({0}, {0, 20}):
+        messages = [
+            Message("assistant", (f"it is {n} red",))
+            if n % 2
+            else Message("user", (*([picture] if n in pictured else []), f"what {n}?"))
+            for n in range(60)
+        ]
+        items = scored_items([Conversation("long", tuple(messages), "record 0")])
+        dataset = EncodedDataset(items, Encoder(processor))
+        known = dict(_long_conversations(dataset))
+        assert set(known) == {n for n in range(30) if 2 * n + 1 >= max(pictured)}
+        alone = _Measuring(dataset, {})
+        assert [known[n] for n in known] == [alone[n] for n in known]
+
+
+def png():
+    stream = io.BytesIO()
+    Pillow.new("RGB", (20, 20), "red").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_record_of_many_turns_is_checked_in_seconds(tmp_path, processor, monkeypatch):
+    monkeypatch.setenv("VLMPEFT_CACHE", str(tmp_path / "cache"))
+    turns = [("human", "what?"), ("gpt", "gear")] * 2000
+    record = {"id": "a", "conversations": [{"from": who, "value": said} for who, said in turns]}
+    path = write_json(tmp_path / "t.json", [record])
+    started = time.process_time()
+    data = VLMData(train=path, val=path, over_length="drop", max_length=100_000)
+    data.prepare(processor)
+    found = audit(data)
+    assert time.process_time() - started < 10
+    assert found.splits["val"].answers == 2000
+    assert found.samples[0].hidden == data.lengths("train")[0] - len(found.samples[0].rows) > 0

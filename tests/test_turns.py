@@ -47,6 +47,10 @@ TEMPLATES = {
         end="{% if add_generation_prompt %}<assistant>"
         "{% if (messages[-1].content[0].text or '') == 'nut' %}<think>{% endif %}{% endif %}"
     ),
+    "prompt grows": each(
+        before="<{{ m.role }}>|",
+        end=ASK + "{% if add_generation_prompt and messages|length > 16 %}|{% endif %}",
+    ),
     "reversed": each().replace("in messages", "in messages[::-1]"),
     "swallows": each(say="{% if m.role == 'assistant' %}" + SAY + "{% endif %}"),
     "alternating": each(
@@ -144,7 +148,15 @@ def test_these_templates_are_refused():
     chat, learnt = conversation(3, regular=True)
     for name in ("end on last", "thinking", "count", "reversed"):
         assert found(TEMPLATES[name], chat, learnt) is None
-    for name in ("plain", "bos first", "rounds", "trimmed", "numbered pictures", "swallows"):
+    for name in (
+        "plain",
+        "bos first",
+        "rounds",
+        "trimmed",
+        "numbered pictures",
+        "swallows",
+        "prompt grows",
+    ):
         assert found(TEMPLATES[name], chat, learnt) is not None
 
 
