@@ -174,7 +174,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("strategy", "word"), HOSTILE.values(), ids=HOSTILE.keys())
-@pytest.mark.parametrize("verb", ["test", "export peft", "merge"])
+@pytest.mark.parametrize("verb", ["chat", "merge"])
 def test_a_manifest_names_strategies_and_peft_configs_alone(capsys, place, verb, strategy, word):
     _set_strategy(place / "adapter", strategy)
     _refused(capsys, place, VERBS[verb], word)
@@ -414,3 +414,54 @@ def test_names_from_files_do_not_act_on_the_terminal(capsys, place):
         printed = "".join(capsys.readouterr())
         assert "\\x1b]0;owned\\x07\\x9b31m\\u202e" in printed, args
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & {*printed}
+
+
+# -- data sets and templates that unpack to gigabytes --------------------------------------------------
+
+BOMB = "{{ 'a' * 4000000000 }}"
+DATA_VERBS = {
+    "fit": ("fit", "--data.train={data}", "--run_name=x"),
+    "data check": ("data", "check", "--data.train={data}"),
+    "test": ("test", "--adapter=adapter", "--data.test={data}"),
+    "validate": ("validate", "--adapter=adapter", "--data.val={data}"),
+    "predict": ("predict", "--adapter=adapter", "--data.test={data}"),
+    "export": ("export", "--adapter=adapter", "--to=peft", "--out=out", "--data={data}"),
+    "merge": (
+        *("merge", "--method=task_arithmetic", "--adapters", "adapter", "--out=out"),
+        *("--tune=lam", "--data", "{data}"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def parquet_bomb(tmp_path_factory):
+    """A few kB that hold a cell of 200 MB."""
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path_factory.mktemp("bomb") / "bomb.parquet"
+    long = pa.array(["\0" * 200_000_000])
+    pq.write_table(pa.table({"question": ["q"], "answer": long}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    return path
+
+
+@pytest.mark.parametrize("verb", DATA_VERBS)
+def test_no_verb_unpacks_a_parquet_bomb(capsys, place, parquet_bomb, verb):
+    shutil.copy(parquet_bomb, place)
+    args = [arg.replace("{data}", "bomb.parquet") for arg in DATA_VERBS[verb]]
+    _refused(capsys, place, args, "bomb.parquet", "are allowed")
+
+
+@pytest.mark.parametrize("verb", DATA_VERBS)
+def test_no_verb_is_filled_by_the_template_of_an_adapter_or_a_base(capsys, place, base, verb):
+    (place / "adapter" / "chat_template.jinja").write_text(BOMB)
+    (base / "chat_template.jinja").write_text(BOMB)
+    args = [arg.replace("{data}", "data.json") for arg in DATA_VERBS[verb]]
+    if verb in ("fit", "data check", "test", "validate", "predict"):
+        args += ["--model.base.path=base"]
+    _refused(capsys, place, args, "the chat template")
+
+
+def test_no_template_fills_a_chat(capsys, place):
+    (place / "adapter" / "chat_template.jinja").write_text(BOMB)
+    _refused(capsys, place, VERBS["chat"], "the chat template")
