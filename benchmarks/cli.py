@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from vlmpeft.records import versions, write_json
+from vlmpeft.runtime.records import versions, write_json
 
 COMMANDS = {"--help": 1.0, "fit --help": 10.0}
 

@@ -26,7 +26,7 @@ import torch
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.module import VLMModule
 from vlmpeft.plan import Plan
-from vlmpeft.records import versions, write_json
+from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import Full, LoRA
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module

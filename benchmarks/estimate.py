@@ -32,7 +32,7 @@ from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule
 from vlmpeft.plan import Plan, attach
-from vlmpeft.records import versions, write_json
+from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import DoRA, Full, LoRA
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.records import read_record, versions, write_json
+from vlmpeft.runtime.records import read_record, versions, write_json
 
 MOST_SECONDS, MOST_BYTES, MOST_BASE, LEAST_TUNED = 180, 1.5e9, 0.10, 0.90
 

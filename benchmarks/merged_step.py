@@ -30,7 +30,7 @@ from vlmpeft.base import BaseSpec, Bits, load_base, load_processor, origin
 from vlmpeft.loss import supervised_logits
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.records import versions, write_json
+from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.whole_merge import WholeMerge
 
 TOLERANCE = 1e-3  # of logits of some units

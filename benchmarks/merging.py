@@ -24,9 +24,9 @@ from vlmpeft.merging.engine import merge
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import shape_result
 from vlmpeft.merging.sparse import ties
-from vlmpeft.records import versions, write_json
+from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 from vlmpeft.strategies.low_rank import LowRank, dense
-from vlmpeft.torchvision_ops import declare_torchvision_ops
 
 LAYERS, WIDTH, RANK, ADAPTERS, OUT_RANK = 28, 1024, 16, 4, 64
 WEIGHTS = (1.0, 0.5, 0.7, 0.9)

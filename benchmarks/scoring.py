@@ -27,7 +27,7 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import Decoded, Limits, WholePrompts
 from vlmpeft.features import FeatureCache, Sample
 from vlmpeft.prefixes import SharedPrefixes
-from vlmpeft.records import versions, write_json
+from vlmpeft.runtime.records import versions, write_json
 
 REFERENCE, OURS = "one by one", "shared prefixes"
 LEAST_TINY, LEAST_OTHER = 3.0, 2.0

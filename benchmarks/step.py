@@ -34,8 +34,8 @@ from vlmpeft import Full, LoRA, Plan, VLMModule, attach, find_components
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import IGNORE, Encoded
 from vlmpeft.data.sampler import BucketBatchSampler
-from vlmpeft.records import versions, write_json
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # both of these import torchvision
 import lightning.pytorch as pl

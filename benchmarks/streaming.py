@@ -28,9 +28,9 @@ from vlmpeft.base import BaseSpec, Bits, load_processor, meta_model, origin
 from vlmpeft.components import find_components
 from vlmpeft.merging.operands import give_memory
 from vlmpeft.plan import Plan, attach
-from vlmpeft.records import versions, write_json
+from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 from vlmpeft.strategies import LoRA
-from vlmpeft.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()
 

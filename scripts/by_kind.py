@@ -10,7 +10,7 @@ import argparse
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from vlmpeft.records import read_items
+from vlmpeft.runtime.records import read_items
 
 
 def rows(run_dir: Path, metric: str) -> list[tuple[str, int, float, float]]:

@@ -17,12 +17,12 @@ from typing import Any
 from factorwise import cosine, peft_ties
 
 from vlmpeft.adapters import load_adapter
-from vlmpeft.errors import UserError
 from vlmpeft.merging.combine import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
-from vlmpeft.records import versions, write_json
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 from vlmpeft.tuning import Judge, plain, search
 
 TASKS = ("format", "paints", "stock")

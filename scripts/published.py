@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from vlmpeft.plan import Plan, attach
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 OUT = Path(__file__).parent.parent / "results" / "published_reference"
 DORA = "DoRA (Liu et al. 2024), LLaVA-1.5-7B"

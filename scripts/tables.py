@@ -82,7 +82,7 @@ def benchmark_table(name: str) -> str:
 
 def metrics_table() -> str:
     """Every registered metric: its name in a config, in a record, and the first line of its docstring."""
-    registry = ast.parse((ROOT / "vlmpeft/registry.py").read_text())
+    registry = ast.parse((ROOT / "vlmpeft/runtime/registry.py").read_text())
     names = next(
         ast.literal_eval(node.value)
         for node in registry.body

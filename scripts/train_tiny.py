@@ -22,7 +22,7 @@ from tiny.conversations import Conversations, corpus, draw_pool
 from tiny.scores import score, write_card
 from tiny.training import STAGES, train, warm_up_eyes
 
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()
 os.environ["HF_HUB_OFFLINE"] = "1"

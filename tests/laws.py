@@ -11,9 +11,9 @@ from torch import nn
 from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base import origin, recompute_activations
 from vlmpeft.data.encode import Encoder
-from vlmpeft.errors import UserError
 from vlmpeft.loss import has_encoder, supervised_loss
 from vlmpeft.plan import AttachedPlan, Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (
     IA3,

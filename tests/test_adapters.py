@@ -11,8 +11,8 @@ from vlmpeft.adapters import check_base, load_adapter, load_tensors, save_adapte
 from vlmpeft.base import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
-from vlmpeft.errors import UserError
 from vlmpeft.plan import Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Full, LoRA
 
 from .conftest import randomize

@@ -14,7 +14,7 @@ from vlmpeft.data.conversation import Image
 from vlmpeft.data.images import open_image
 from vlmpeft.data.rows import Columns, Recipe
 from vlmpeft.data.sources import read_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from vlmpeft.data.audit import audit, brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.encode import Encoder
 from vlmpeft.data.tokens import check_labels, view_tokens
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import call, llava, write_json
 

@@ -19,10 +19,10 @@ from vlmpeft.base import (
 from vlmpeft.components import count_by_component
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
-from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
 from vlmpeft.quantization import requantized
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.deltas import dequantized

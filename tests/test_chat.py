@@ -15,8 +15,8 @@ from vlmpeft.chat import Chat
 from vlmpeft.data.collate import collate_prompts
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.errors import UserError
 from vlmpeft.plan import Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import BottleneckAdapter, Full, LoRA, PromptTuning
 from vlmpeft.streaming import Stream
 from vlmpeft.switching import AdapterSwitch, keep_adapters

@@ -7,7 +7,7 @@ import pytest
 
 from vlmpeft.__main__ import main
 from vlmpeft.config import find_config, lightning_args, with_found_configs
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import ROOT, llava, vlmpeft, write_json
 from .test_plan import llava_7b_config

@@ -4,7 +4,7 @@ import transformers
 from transformers import AutoModelForImageTextToText
 
 from vlmpeft.components import COMPONENTS, count_by_component, find_components
-from vlmpeft.errors import UnsupportedArchitecture
+from vlmpeft.runtime.errors import UnsupportedArchitecture
 
 FAMILIES = {
     "llava": "model.multi_modal_projector",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlmpeft.data.workbench.build import build_task
-from vlmpeft.records import read_record
+from vlmpeft.runtime.records import read_record
 
 from .conftest import call, llava, write_json
 

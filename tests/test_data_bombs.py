@@ -16,7 +16,7 @@ from vlmpeft.data.images import MAX_JPEG_SCANS, open_image
 from vlmpeft.data.limits import MOST_COLUMNS, Allowance
 from vlmpeft.data.sizes import row_bytes
 from vlmpeft.data.sources import read_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import ROOT, write_json
 

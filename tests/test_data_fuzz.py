@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import llava, vlmpeft
 from .test_data_shapes import call

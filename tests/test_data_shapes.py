@@ -10,7 +10,7 @@ import random
 import pytest
 
 from vlmpeft.data.workbench.scene import PLACES, draw_scene, random_scene
-from vlmpeft.records import read_items, read_record
+from vlmpeft.runtime.records import read_items, read_record
 
 from .conftest import call
 

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 from vlmpeft.__main__ import VERBS, main
 from vlmpeft.data.workbench.source import SOURCE
-from vlmpeft.records import read_record
-from vlmpeft.registry import STRATEGIES, resolve
+from vlmpeft.runtime.records import read_record
+from vlmpeft.runtime.registry import STRATEGIES, resolve
 
 from .conftest import ROOT, llava, vlmpeft, write_json
 

@@ -10,7 +10,7 @@ from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.encode import IGNORE, Encoded, Encoder
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .families import qwen_processor
 

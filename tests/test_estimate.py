@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmpeft.base import BaseSpec, Bits, load_base, meta_model, recompute_activations
 from vlmpeft.components import find_components
-from vlmpeft.errors import UserError
 from vlmpeft.estimate import (
     attached_widths,
     convention_bytes,
@@ -23,6 +22,7 @@ from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast, most
 from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule
 from vlmpeft.plan import Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import DoRA, Frozen, Full, LoRA
 
 from .conftest import ROOT, call

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from vlmpeft.adapter_export import AdapterExport
 from vlmpeft.equivalence import TOLERANCE
-from vlmpeft.errors import GateFailed
 from vlmpeft.reloading import load_in_peft
+from vlmpeft.runtime.errors import GateFailed
 
 from .exports import FP32, export, exported, line, questions, report_of, saved  # noqa: F401  fixtures
 

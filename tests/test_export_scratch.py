@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vlmpeft.scratch import written_whole
+from vlmpeft.runtime.atomic_folder import written_whole
 
 from .exports import adapter, export, line, questions, saved  # noqa: F401  fixtures
 
@@ -16,7 +16,7 @@ from .exports import adapter, export, line, questions, saved  # noqa: F401  fixt
 def killed(out):
     """The scratch folder that a killed export leaves, and its process id."""
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom vlmpeft.scratch import written_whole\n"
+        "import os, sys\nfrom pathlib import Path\nfrom vlmpeft.runtime.atomic_folder import written_whole\n"
         "with written_whole(Path(sys.argv[1])) as scratch:\n"
         "    (scratch / 'config.json').write_text('{}')\n    os.kill(os.getpid(), 9)\n"
     )

@@ -17,7 +17,7 @@ from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss, token_losses
 from vlmpeft.plan import Plan, attach
 from vlmpeft.prefixes import SharedPrefixes
-from vlmpeft.records import read_record
+from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import Full, LoRA
 
 from .conftest import llava, randomize, write_json

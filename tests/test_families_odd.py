@@ -9,10 +9,10 @@ from vlmpeft.data.collate import collate
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import IGNORE
 from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.errors import UserError
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.base import Component
 

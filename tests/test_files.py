@@ -7,7 +7,7 @@ import pytest
 
 from vlmpeft.data.files import read_json, read_table
 from vlmpeft.data.sources import read_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 def _raise(error):

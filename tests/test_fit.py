@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlmpeft.checkpoints import RunCheckpoints
-from vlmpeft.records import read_items, read_record
+from vlmpeft.runtime.records import read_items, read_record
 
 from .conftest import ROOT, call, llava, write_json
 

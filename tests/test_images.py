@@ -11,7 +11,7 @@ from PIL import ImageOps
 
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.images import MAX_PIXELS, open_image, read_bytes
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 HEIGHT, WIDTH = 20, 30
 

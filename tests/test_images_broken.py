@@ -14,7 +14,7 @@ from PIL import PngImagePlugin
 
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.images import MAX_PIXELS, NotAPictureError, open_image, read_bytes
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .test_images import encoded, noise, smooth
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vlmpeft.base import BaseSpec, Bits, load_base
-from vlmpeft.errors import UserError
 from vlmpeft.plan import Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.deltas import dequantized
 

@@ -12,13 +12,13 @@ from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
-from vlmpeft.errors import UserError
 from vlmpeft.merging.combine import Merger, read_adapters
 from vlmpeft.merging.merged import Merged
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.plan import Plan, attach
-from vlmpeft.registry import STRATEGIES
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.registry import STRATEGIES
 from vlmpeft.strategies import IA3, BottleneckAdapter, LayerNormTuning, LoRA, Peft
 from vlmpeft.strategies.dense import Dense
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from vlmpeft.errors import UserError
 from vlmpeft.merging import (
     average,
     breadcrumbs,
@@ -23,6 +22,7 @@ from vlmpeft.merging.engine import merge
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.select import kth_largest
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.low_rank import LowRank, best_of_rank, dense, weighted_sum
 
 TASKS = torch.tensor(

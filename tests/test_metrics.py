@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from vlmpeft.errors import UserError
 from vlmpeft.metrics import Answer, Contains, ExactMatch, TextMetric, TokenF1, build_metric
-from vlmpeft.registry import METRICS
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.registry import METRICS
 
 SCHEMA = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}, "n": {}}}
 SPECS = {name: name for name in METRICS} | {

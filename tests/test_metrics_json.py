@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vlmpeft.errors import UserError
 from vlmpeft.metrics import Answer, JsonFields, load_schema, schema_violations
+from vlmpeft.runtime.errors import UserError
 
 SCHEMA = {
     "type": "object",

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from vlmpeft.errors import UserError
 from vlmpeft.metrics import Answer, ChanceCorrected, ChoiceAccuracy, Perplexity, TokenF1
 from vlmpeft.metrics.chance import best_constant
+from vlmpeft.runtime.errors import UserError
 
 
 def choice(log_probabilities, reference="b", choices=("a", "b"), tokens=(1, 1), **more):

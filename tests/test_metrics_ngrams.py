@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlmpeft.errors import UserError
 from vlmpeft.metrics import Answer, Bleu, CiderD, RougeL
+from vlmpeft.runtime.errors import UserError
 
 CAPTIONS = [
     (

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.sources import read_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import call, llava, write_json
 

@@ -14,11 +14,11 @@ from transformers import (
 
 from vlmpeft.base import BaseSpec, meta_model
 from vlmpeft.components import find_components
-from vlmpeft.errors import UserError
 from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import Plan, attach
 from vlmpeft.reachability import find_unreachable
 from vlmpeft.report import plan_table
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import (
     IA3,
     BottleneckAdapter,

@@ -9,11 +9,11 @@ from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.errors import UserError
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
 from vlmpeft.prefixes import SharedPrefixes
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA, PrefixTuning, PromptTuning
 
 from .conftest import randomize

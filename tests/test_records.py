@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vlmpeft.checkpoints import AtomicCheckpointIO
-from vlmpeft.errors import UserError
 from vlmpeft.fit import new_run_dir
 from vlmpeft.progress import MetricsCsv
-from vlmpeft.records import read_items, semantic_hash, write_items, write_json
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import read_items, semantic_hash, write_items, write_json
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from vlmpeft.data.chat import conversation_from_chat
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.rows import Columns, Recipe, check_target
 from vlmpeft.data.sources import as_sources, read_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import llava, write_json
 

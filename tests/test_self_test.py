@@ -9,7 +9,7 @@ from torch import nn
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.plan import Plan, attach
-from vlmpeft.records import read_record
+from vlmpeft.runtime.records import read_record
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import AdaLoRA, Full, LastLayers, LoRA
 

@@ -14,7 +14,7 @@ from vlmpeft.data.images import open_image, read_bytes
 from vlmpeft.data.rows import Columns, Recipe
 from vlmpeft.data.shards import read_shard
 from vlmpeft.data.sources import read_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 QA = json.dumps({"question": "what?", "answer": "that", "kind": "k"}).encode()
 

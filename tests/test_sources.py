@@ -11,7 +11,7 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.images import open_image
 from vlmpeft.data.rows import Recipe
 from vlmpeft.data.sources import read_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import llava, write_json
 

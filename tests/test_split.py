@@ -13,7 +13,7 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.digests import Digests
 from vlmpeft.data.sampler import BucketBatchSampler
 from vlmpeft.data.split import split_conversations
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .conftest import llava, write_json
 

@@ -8,9 +8,9 @@ from vlmpeft.base import BaseSpec, Bits, load_base, meta_model, origin
 from vlmpeft.components import find_components
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
-from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (
     IA3,

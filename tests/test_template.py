@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 from vlmpeft.data import template
 from vlmpeft.data.sources import read_conversations
 from vlmpeft.data.template import PLACEHOLDER, QUESTIONS, count_placeholders, write_template
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 @pytest.fixture

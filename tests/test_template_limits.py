@@ -13,7 +13,7 @@ import pytest
 from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.encode import Encoder, read_template
 from vlmpeft.data.render import Limits, Renderer
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 from .families import qwen_processor
 

@@ -136,7 +136,10 @@ HOSTILE = {
     "a builtin": (_strategy("builtins.exec"), "'builtins.exec'"),
     "a class of a library": (_strategy("torch.nn.Linear"), "'torch.nn.Linear'"),
     "the contract itself": (_strategy("vlmpeft.strategies.base.Strategy"), "abstract"),
-    "a name through a module of ours": (_strategy("vlmpeft.registry.importlib.reload"), "none of"),
+    "a name through a module of ours": (
+        _strategy("vlmpeft.runtime.registry.importlib.reload"),
+        "none of",
+    ),
     "a metric": (_strategy("vlmpeft.metrics.text.ExactMatch"), "none of vlmpeft's"),
     "a name of ours elsewhere": (_strategy("evil.LoRA"), "none of vlmpeft's"),
     "no text": (_strategy(["evil"]), "manifest.json is of another form"),

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from vlmpeft.__main__ import main
-from vlmpeft.records import read_record
+from vlmpeft.runtime.records import read_record
 
 from .conftest import ROOT
 from .test_cli import run

@@ -12,12 +12,12 @@ from transformers import AutoModelForImageTextToText
 from vlmpeft import patching, places
 from vlmpeft.adapters import save_adapter
 from vlmpeft.base import BaseSpec, Bits, base_dir, load_base, meta_model, origin
-from vlmpeft.errors import GateFailed
 from vlmpeft.merging import ties
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.operands import read_operand
 from vlmpeft.merging.rules import linear
 from vlmpeft.plan import Plan, attach
+from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.strategies import BitFit, BottleneckAdapter, DoRA, Full, LayerNormTuning, LoRA
 from vlmpeft.strategies.low_rank import dense
 

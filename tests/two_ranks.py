@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()
 

@@ -23,7 +23,7 @@ _PUBLIC = {
     "Strategy": "vlmpeft.strategies",
     "TextMetric": "vlmpeft.metrics",
     "TokenF1": "vlmpeft.metrics",
-    "UserError": "vlmpeft.errors",
+    "UserError": "vlmpeft.runtime.errors",
     "VLMData": "vlmpeft.data.datamodule",
     "VLMModule": "vlmpeft.module",
     "attach": "vlmpeft.plan",

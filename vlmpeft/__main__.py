@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")  # noqa: T201
         return 0
-    from vlmpeft.errors import GateFailed, Interrupted, UserError, did_you_mean
+    from vlmpeft.runtime.errors import GateFailed, Interrupted, UserError, did_you_mean
 
     try:
         verb, rest = args[0], args[1:]
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    from vlmpeft.visible import visible
+    from vlmpeft.runtime.visible import visible
 
     message = visible(" ".join(str(error).split()))
     print(f"vlmpeft: {message}", file=sys.stderr)  # noqa: T201
@@ -63,7 +63,7 @@ def _prepare_libraries(verb: str, args: list[str]) -> list[str]:
     """Quiet the libraries before they are imported; the arguments with configs found."""
     _quiet_libraries()
     from vlmpeft.config import lightning_args
-    from vlmpeft.torchvision_ops import declare_torchvision_ops
+    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
     args = lightning_args(verb, args)
     declare_torchvision_ops()
@@ -123,7 +123,7 @@ def _doctor(verb: str, args: list[str]) -> None:
 
 def _export(verb: str, args: list[str]) -> None:
     _quiet_libraries()
-    from vlmpeft.torchvision_ops import declare_torchvision_ops
+    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
     declare_torchvision_ops()
     from vlmpeft.exporting import main as export
@@ -134,7 +134,7 @@ def _export(verb: str, args: list[str]) -> None:
 def _merge(verb: str, args: list[str]) -> None:
     _quiet_libraries()
     from vlmpeft.config import with_found_configs
-    from vlmpeft.torchvision_ops import declare_torchvision_ops
+    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
     declare_torchvision_ops()
     from vlmpeft.combining import merge_adapters

@@ -15,11 +15,11 @@ from torch import Tensor
 from vlmpeft import __version__
 from vlmpeft.base import BaseSpec, Bits
 from vlmpeft.components import PLANNED, Components
-from vlmpeft.errors import UserError
 from vlmpeft.manifest import MANIFEST, read_manifest
-from vlmpeft.own_code import refuse_own_code
 from vlmpeft.plan import AttachedPlan, Plan, attach
-from vlmpeft.records import read_short
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.own_code import refuse_own_code
+from vlmpeft.runtime.records import read_short
 
 PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from vlmpeft.components import PLANNED, Components, count_by_component, find_components
-from vlmpeft.errors import UserError
-from vlmpeft.own_code import refuse_adapter, refuse_own_code
 from vlmpeft.quantization import keep_int8_statistics, quantize_linears, silence_casts
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.own_code import refuse_adapter, refuse_own_code
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 Width = Literal["auto", "fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,7 +19,7 @@ from vlmpeft.base import BaseSpec, load_processor
 from vlmpeft.data.collate import collate
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.encode import IGNORE, Encoded, Encoder
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 _OPTIONAL = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
 NO_LIMIT_PIXELS = 1024 * 1024  # of the picture, where data.max_pixels is null

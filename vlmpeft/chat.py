@@ -18,8 +18,8 @@ from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
 from vlmpeft.data.images import DEFAULT_MAX_PIXELS, open_image, read_bytes
 from vlmpeft.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
-from vlmpeft.errors import UserError
 from vlmpeft.features import Sample
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.streaming import Stream
 from vlmpeft.switching import AdapterSwitch, KeptAdapter
 

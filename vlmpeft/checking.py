@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 from vlmpeft.config import quiet_libraries
-from vlmpeft.data.arguments import Parser
 from vlmpeft.data.audit import audit
 from vlmpeft.data.audit_page import write_page
 from vlmpeft.data.audit_text import print_audit
-from vlmpeft.errors import GateFailed
 from vlmpeft.metrics import JsonFields
 from vlmpeft.planning import PlanCLI
-from vlmpeft.visible import terminal_console, visible, visible_json
+from vlmpeft.runtime.arguments import Parser
+from vlmpeft.runtime.errors import GateFailed
+from vlmpeft.runtime.visible import terminal_console, visible, visible_json
 
 
 def check_data(args: list[str]) -> None:

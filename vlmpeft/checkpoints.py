@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vlmpeft.errors import UserError
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # Lightning imports torchmetrics, and that imports torchvision
 

@@ -18,24 +18,24 @@ from vlmpeft.base import parameter_count
 from vlmpeft.checkpoints import BEST, LAST, AtomicCheckpointIO, RunCheckpoints, read_checkpoint
 from vlmpeft.config import explain, names_of, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.errors import Interrupted, UserError
 from vlmpeft.fit import Eval, FitRun, Search, new_run_dir
 from vlmpeft.manifest import read_manifest
 from vlmpeft.module import VLMModule
 from vlmpeft.plan import allow_strategies
 from vlmpeft.progress import FitProgress, MetricsCsv
 from vlmpeft.readiness import make_scorer, use_adapter
-from vlmpeft.records import (
+from vlmpeft.report import group_table, headlines
+from vlmpeft.runtime.errors import Interrupted, UserError
+from vlmpeft.runtime.records import (
     read_record,
     write_atomically,
     write_items,
     write_json,
     write_predictions,
 )
-from vlmpeft.registry import STRATEGIES, import_all
-from vlmpeft.report import group_table, headlines
+from vlmpeft.runtime.registry import STRATEGIES, import_all
+from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.scoring import score_loader
-from vlmpeft.visible import terminal_console, visible
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from vlmpeft.config import explain, names_of, quiet_libraries
-from vlmpeft.errors import UserError
 from vlmpeft.heatmap import draw_conflicts
 from vlmpeft.merge_tables import show, show_whole
 from vlmpeft.merging.combine import Merger, read_adapters
@@ -22,9 +21,10 @@ from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import Result
 from vlmpeft.mismatch import Mismatch, find_mismatches
 from vlmpeft.plan import allow_strategies
-from vlmpeft.records import write_json
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import write_json
+from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.tuning import GRID, Judge, grid_of, plain, search
-from vlmpeft.visible import terminal_console, visible
 from vlmpeft.whole_merge import GateName, WholeMerge
 
 LISTS = ("--adapters", "--weights", "--data")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from vlmpeft.errors import UnsupportedArchitecture
+from vlmpeft.runtime.errors import UnsupportedArchitecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

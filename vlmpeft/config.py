@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.manifest import read_manifest
-from vlmpeft.registry import METRICS, STRATEGIES, resolve
+from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.runtime.registry import METRICS, STRATEGIES, resolve
+from vlmpeft.runtime.shipped import shipped_configs_dir
+from vlmpeft.runtime.visible import visible
 from vlmpeft.saved_config import read_saved_config
-from vlmpeft.shipped import shipped_configs_dir
-from vlmpeft.visible import visible
 
 
 def find_config(name: str) -> Path:

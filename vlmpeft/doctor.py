@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-from vlmpeft.errors import GateFailed
-from vlmpeft.records import versions
-from vlmpeft.visible import terminal_console
+from vlmpeft.runtime.errors import GateFailed
+from vlmpeft.runtime.records import versions
+from vlmpeft.runtime.visible import terminal_console
 
 
 def main(args: list[str]) -> None:

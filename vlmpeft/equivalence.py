@@ -17,9 +17,9 @@ from vlmpeft.data.encode import Encoder
 from vlmpeft.data.sources import read_conversations
 from vlmpeft.data.workbench.build import PREFIX, cached_task
 from vlmpeft.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
-from vlmpeft.errors import GateFailed, UserError
 from vlmpeft.features import Sample
 from vlmpeft.loss import supervised_logits
+from vlmpeft.runtime.errors import GateFailed, UserError
 
 BUILT_IN = f"{PREFIX}format"
 # largest |delta logits| by the width of the weights that were written: what rounding alone has been seen to do, times five

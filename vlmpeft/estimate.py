@@ -13,8 +13,8 @@ from torch import nn
 
 from vlmpeft.base import QUANTIZED, BaseSpec, quantization_config
 from vlmpeft.components import COMPONENTS, Components
-from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan
+from vlmpeft.runtime.errors import UserError
 
 FP32 = 4
 WIDTH_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -16,8 +16,6 @@ import torch
 
 from vlmpeft.base import BaseSpec
 from vlmpeft.config import quiet_libraries
-from vlmpeft.data.arguments import Parser
-from vlmpeft.errors import UserError
 from vlmpeft.estimate import (
     FULL_FINE_TUNING_BYTES,
     OPTIMIZER_BYTES,
@@ -42,7 +40,9 @@ from vlmpeft.forecast import (
 )
 from vlmpeft.plan import Plan
 from vlmpeft.planning import PlanCLI
-from vlmpeft.visible import terminal_console
+from vlmpeft.runtime.arguments import Parser
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.visible import terminal_console
 
 Cases = dict[str, tuple[BaseSpec, Plan]]
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from vlmpeft.adapters import PREFIX
 from vlmpeft.base import DTYPES, BaseSpec, load_config, weight_files
-from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan
 from vlmpeft.quantization import requantized
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta, dense
 

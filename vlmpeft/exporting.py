@@ -24,10 +24,8 @@ from vlmpeft.adapters import (
 from vlmpeft.base import BaseSpec, meta_model, origin
 from vlmpeft.components import find_components
 from vlmpeft.config import names_of, quiet_libraries
-from vlmpeft.data.arguments import Parser
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import BUILT_IN, encode_items, read_items
-from vlmpeft.errors import UserError
 from vlmpeft.export import write_report
 from vlmpeft.export_card import card
 from vlmpeft.export_tables import show
@@ -37,9 +35,11 @@ from vlmpeft.manifest import read_manifest
 from vlmpeft.merge_target import MergeTarget, Onto
 from vlmpeft.merged_export import MergedExport
 from vlmpeft.plan import ALLOW_HELP, AttachedPlan, allow_strategies, attach
-from vlmpeft.records import versions
-from vlmpeft.scratch import refuse_existing, written_whole
-from vlmpeft.visible import terminal_console
+from vlmpeft.runtime.arguments import Parser
+from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import versions
+from vlmpeft.runtime.visible import terminal_console
 
 
 def main(args: list[str]) -> None:

@@ -16,11 +16,12 @@ from vlmpeft.base import origin
 from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.data.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.errors import UserError
 from vlmpeft.module import VLMModule
 from vlmpeft.plan import check_has_trainables
 from vlmpeft.readiness import make_scorer, start_from
-from vlmpeft.records import (
+from vlmpeft.report import device_name, model_card, plan_table, print_result
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import (
     SCHEMA,
     folder_bytes,
     git_state,
@@ -32,11 +33,10 @@ from vlmpeft.records import (
     write_json,
     write_predictions,
 )
-from vlmpeft.report import device_name, model_card, plan_table, print_result
+from vlmpeft.runtime.shipped import cache_dir
+from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.scoring import Scores, score_loader, to_device
 from vlmpeft.self_test import gradient_self_test
-from vlmpeft.shipped import cache_dir
-from vlmpeft.visible import terminal_console
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
 

@@ -11,7 +11,6 @@ import torch
 from vlmpeft.base import BaseSpec, Bits, compute_dtype, meta_model, recompute_activations
 from vlmpeft.blank import Blank, blank_conversation
 from vlmpeft.components import find_components
-from vlmpeft.errors import UserError
 from vlmpeft.estimate import (
     FP32,
     StaticBytes,
@@ -21,6 +20,7 @@ from vlmpeft.estimate import (
 )
 from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.rehearsal import Rehearsed, Stage
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Full, LoRA, Strategy
 
 PLAIN, CHECKPOINTED = "plain", "checkpointed"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 MAX_DEPTH = 64  # of an answer's brackets: comparing deeper ones would exhaust Python's stack
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlmpeft.errors import UserError
 from vlmpeft.merging.result import linear_weights
 from vlmpeft.plan import AttachedPlan
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.servability import MAX_RANK, Engine, judge
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from vlmpeft.data.encode import IGNORE
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 def supervised_loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 _LONGEST_REASON = 200  # characters

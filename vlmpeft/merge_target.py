@@ -10,10 +10,10 @@ import torch
 from vlmpeft.base import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
 from vlmpeft.components import PLANNED
 from vlmpeft.equivalence import TOLERANCE
-from vlmpeft.errors import UserError
 from vlmpeft.export import stored_width
 from vlmpeft.plan import Plan
 from vlmpeft.routes import ALONE, ATTACHED
+from vlmpeft.runtime.errors import UserError
 
 Onto = Literal["full", "dequantized", "quantized"]
 

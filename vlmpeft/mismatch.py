@@ -13,10 +13,10 @@ from vlmpeft.base import BaseSpec, fingerprint, load_base
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items
-from vlmpeft.errors import UserError
 from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.operands import bases_named
+from vlmpeft.runtime.errors import UserError
 
 SAMPLES = 16  # of each data set
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vlmpeft.base import BaseSpec, autocast, load_base, load_processor, recompute_activations
-from vlmpeft.errors import UserError
 from vlmpeft.loss import supervised_loss
 from vlmpeft.metrics.build import MetricSpec, build_metric
 from vlmpeft.plan import AttachedPlan, Plan, attach, check_has_trainables
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.scoring import Scorer, to_device
 from vlmpeft.servability import Engine, check_servable
 

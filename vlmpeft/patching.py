@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlmpeft.base import BaseSpec
-from vlmpeft.errors import GateFailed
 from vlmpeft.places import INDEX, Place, checkpoint_files
+from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.strategies.low_rank import Delta, dense
 
 _PIECE = 2**24  # bytes compared at once

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vlmpeft.components import PLANNED, Components, count_by_component
-from vlmpeft.errors import UserError
-from vlmpeft.registry import STRATEGIES, resolve, saved_class, short_name
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.registry import STRATEGIES, resolve, saved_class, short_name
+from vlmpeft.runtime.typed_values import check_values
 from vlmpeft.strategies import Attachment, Component, Frozen, Strategy
 from vlmpeft.strategies.low_rank import Delta, dense
-from vlmpeft.typed_values import check_values
 
 Strategies = Strategy | list[Strategy]
 

@@ -8,9 +8,9 @@ from vlmpeft.adapters import adapter_plan, check_base, load_tensors
 from vlmpeft.base import origin
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import find_end_ids
-from vlmpeft.errors import UserError
 from vlmpeft.manifest import read_manifest
 from vlmpeft.module import VLMModule
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.scoring import Scorer
 
 

@@ -15,8 +15,8 @@ from vlmpeft.adapters import PEFT_WEIGHTS, saved_processor
 from vlmpeft.base import BaseSpec, base_dir, load_base
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import encode_items, same_encoding
-from vlmpeft.errors import GateFailed
 from vlmpeft.features import Sample
+from vlmpeft.runtime.errors import GateFailed
 
 
 def load_checkpoint(path: str, revision: str | None = None, device: Any = "cpu") -> Any:

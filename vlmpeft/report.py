@@ -13,7 +13,7 @@ from rich.table import Table
 from vlmpeft.base import actual_bits
 from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import AttachedPlan, Plan
-from vlmpeft.records import folder_bytes
+from vlmpeft.runtime.records import folder_bytes
 from vlmpeft.saved_config import names_from_outside
 
 Metrics = dict[str, dict[str, dict[str, float]]]  # base | tuned -> split -> metric -> value

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from vlmpeft.errors import UserError
-from vlmpeft.registry import METRICS, STRATEGIES, own_name
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.registry import METRICS, STRATEGIES, own_name
 
 # of the trainer: what it is told to call; scoring needs none of it
 _CALLED = ("callbacks", "logger", "plugins", "profiler")

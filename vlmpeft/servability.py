@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlmpeft.errors import UserError
 from vlmpeft.plan import AttachedPlan
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Attachment
 
 Engine = Literal["peft", "vllm"]

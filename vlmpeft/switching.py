@@ -17,9 +17,9 @@ from vlmpeft.adapters import (
     read_tensors,
 )
 from vlmpeft.components import Components
-from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.manifest import read_manifest
 from vlmpeft.plan import AttachedPlan, Plan
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 
 from vlmpeft.chat import Answer, Chat
-from vlmpeft.errors import UserError, did_you_mean
-from vlmpeft.visible import visible
+from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.runtime.visible import visible
 
 # options of the other verbs, which errors of theirs name -> ours
 _OPTIONS = {

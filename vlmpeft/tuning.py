@@ -12,11 +12,11 @@ import torch
 from vlmpeft.adapters import chat_template
 from vlmpeft.base import load_base
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import Result, attach_result
 from vlmpeft.metrics.build import MetricSpec, build_metric
+from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.scoring import Scorer, score_loader
 
 GRID: dict[str, tuple[float, ...]] = {

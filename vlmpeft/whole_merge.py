@@ -14,7 +14,6 @@ from vlmpeft.components import PLANNED
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Limits, find_pad_id
 from vlmpeft.equivalence import TOLERANCE, encode_items, make_trial, read_items
-from vlmpeft.errors import UserError
 from vlmpeft.export import set_limits, stored_width
 from vlmpeft.export_card import whole_merge_card
 from vlmpeft.merge_target import starts_from_quantized
@@ -24,10 +23,11 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import attach_result
 from vlmpeft.patching import Patched, check_untouched, copy_weights, patch
 from vlmpeft.places import check_places, find_places
-from vlmpeft.records import versions
 from vlmpeft.reloading import encode_again, load_checkpoint
 from vlmpeft.routes import ALONE, ATTACHED, Routes
-from vlmpeft.scratch import written_whole
+from vlmpeft.runtime.atomic_folder import written_whole
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import versions
 
 GateName = Literal["answers", "weights"]
 _REPORT = "merge.json"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmpeft.data.values import as_text, check_column, is_missing, shown, unpacked
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 def listed(value: Any) -> Any:

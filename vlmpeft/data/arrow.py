@@ -19,8 +19,8 @@ from vlmpeft.data.limits import ROW_BYTES, SLICE_BYTES, Allowance, check_regular
 from vlmpeft.data.pages import parquet_batches
 from vlmpeft.data.saved import saved_batches, saved_files
 from vlmpeft.data.sizes import row_bytes
-from vlmpeft.errors import UserError
-from vlmpeft.shipped import cache_dir
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.shipped import cache_dir
 
 _LONGEST_REASON = 300  # characters of what a library says
 # what pyarrow raises on broken files beside pyarrow's own errors

@@ -15,8 +15,8 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.findings import Finding
 from vlmpeft.data.images import open_image
 from vlmpeft.data.tokens import TokenView
-from vlmpeft.errors import UserError
-from vlmpeft.records import write_atomically
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import write_atomically
 
 _SHOWN = 24  # conversations a split
 _EXAMPLES = 50  # of a finding

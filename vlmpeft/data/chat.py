@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmpeft.data.conversation import Conversation, Image, Message, Role
 from vlmpeft.data.values import is_missing, kept, printable, shown
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 PLACEHOLDER = "<image>"
 KEYS = ("conversations", "messages")

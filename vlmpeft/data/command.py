@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vlmpeft.data.arguments import Parser
 from vlmpeft.data.template import main as template
 from vlmpeft.data.workbench.build import TASKS, build_task
-from vlmpeft.errors import UserError, did_you_mean
-from vlmpeft.visible import visible
+from vlmpeft.runtime.arguments import Parser
+from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.runtime.visible import visible
 
 USAGE = """usage: python -m vlmpeft data COMMAND [options]
 

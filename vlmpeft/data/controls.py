@@ -10,7 +10,7 @@ from dataclasses import replace
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.digests import Digests
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 Pictures = tuple[bytes, ...]  # their digests
 

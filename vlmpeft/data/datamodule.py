@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # Lightning imports torchmetrics, and that imports torchvision
 
@@ -26,7 +26,7 @@ from vlmpeft.data.measure import Measured, measure
 from vlmpeft.data.reading import SPLITS, Read, SplitReader
 from vlmpeft.data.rows import Columns, Recipe, as_choices, check_target
 from vlmpeft.data.sampler import BucketBatchSampler
-from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 
 class VLMData(pl.LightningDataModule):

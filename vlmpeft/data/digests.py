@@ -11,8 +11,8 @@ from pathlib import Path
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.images import read_bytes
 from vlmpeft.data.values import printable
-from vlmpeft.errors import UserError
-from vlmpeft.shipped import cache_dir
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.shipped import cache_dir
 
 
 class Digests:

@@ -16,9 +16,9 @@ from vlmpeft.data.images import open_image
 from vlmpeft.data.marks import MarkedTokenizer, QuestionTokenizer, holds_mark, put_marks
 from vlmpeft.data.render import shared_renderer
 from vlmpeft.data.values import shown
-from vlmpeft.errors import UserError
-from vlmpeft.records import read_short, semantic_hash, versions
-from vlmpeft.shipped import find_shipped
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import read_short, semantic_hash, versions
+from vlmpeft.runtime.shipped import find_shipped
 
 IGNORE = -100
 # processor outputs with one value a token; everything else (pixels, grids) is about pictures

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlmpeft.data.limits import check_columns
 from vlmpeft.data.values import shown
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 # called with each record's error; raises, or counts it and goes on
 OnError = Callable[[UserError], None]

@@ -12,7 +12,7 @@ from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.duplicates import near_duplicates, signature
 from vlmpeft.data.images import open_image
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 _COMPARED = 20_000  # pictures that are looked at for near duplicates
 

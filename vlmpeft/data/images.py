@@ -18,7 +18,7 @@ from PIL import ExifTags, ImageFile, ImageOps, UnidentifiedImageError
 from PIL import Image as Pillow
 
 from vlmpeft.data.conversation import Image
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 MAX_PIXELS = 100_000_000
 DEFAULT_MAX_PIXELS = 401_408  # of a picture that a model is shown

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 # a photo of 100 MB as base64 text is 2 ** 27 bytes
 LARGEST_CELL_BYTES = 2**27

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 # They pass through the processor's own image expansion, whatever it is, and are taken out just before
 # tokenization, where their positions become character spans: around each answer, and after each message.

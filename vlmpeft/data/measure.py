@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmpeft.data.dataset import EncodedDataset
 from vlmpeft.data.encode import IGNORE, Encoded
-from vlmpeft.errors import UserError
-from vlmpeft.records import semantic_hash, write_json
-from vlmpeft.shipped import cache_dir
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import semantic_hash, write_json
+from vlmpeft.runtime.shipped import cache_dir
 
 _MANY_TURNS = 16  # scored turns of one conversation above which it is encoded once for all
 

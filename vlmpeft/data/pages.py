@@ -22,7 +22,7 @@ from vlmpeft.data.limits import (
     in_mb,
 )
 from vlmpeft.data.sizes import row_bytes
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 _ROWS_AT_ONCE = 256
 _LONGEST_FOOTER = 2**26  # bytes; 2,000 row groups of 100 columns have 20 MB

@@ -14,7 +14,7 @@ from vlmpeft.data.sources import Source, as_sources, read_conversations
 from vlmpeft.data.split import Split, split_conversations
 from vlmpeft.data.template import count_placeholders
 from vlmpeft.data.workbench.build import PREFIX, cached_task
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test", "retention")
 Given = (

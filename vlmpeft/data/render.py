@@ -19,7 +19,7 @@ from typing import Any
 
 from vlmpeft.data.turns import Chat, Located
 from vlmpeft.data.values import one_line
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 _START_SECONDS = 120  # until the process has imported what it needs; a busy machine is slow
 _ALARM_SECONDS = 5  # after the limit, the process ends itself, in case this one is gone

@@ -23,7 +23,7 @@ from vlmpeft.data.values import (
     shown,
     unpacked,
 )
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 # what a column is called when data.columns does not say
 _USUAL = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmpeft.data.limits import check_columns, check_regular
 from vlmpeft.data.values import shown
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 def saved_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from vlmpeft.data.conversation import Image
 from vlmpeft.data.files import Records
 from vlmpeft.data.limits import in_mb
 from vlmpeft.data.values import printable
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 _TEXTS = ("json", "txt")  # any other file may be binary, and is then left out

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlmpeft.data.limits import check_cell
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 _VALUE_BYTES = 32  # a number, a reference, the head of a text
 

@@ -16,7 +16,7 @@ from vlmpeft.data.files import TABLES, OnError, read_json, read_table
 from vlmpeft.data.limits import check_regular, real_path
 from vlmpeft.data.rows import Columns, Recipe, check_target
 from vlmpeft.data.values import shown
-from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.digests import Digests
 from vlmpeft.data.values import names
-from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 from PIL import Image as Pillow
 
-from vlmpeft.data.arguments import Parser
 from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.images import NotAPictureError, open_image
-from vlmpeft.errors import UserError
-from vlmpeft.records import write_atomically
-from vlmpeft.visible import visible
+from vlmpeft.runtime.arguments import Parser
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import write_atomically
+from vlmpeft.runtime.visible import visible
 
 PLACEHOLDER = "[ANNOTATE:"
 MARK = "<image>"

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.limits import MOST_ENTRIES
-from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 _LONGEST_EXTRA = 200  # characters of a column that an item keeps for grouping
 _LONGEST_SHOWN = 60  # characters of a value in a message

@@ -17,7 +17,6 @@ from vlmpeft.adapters import (
 )
 from vlmpeft.base import BaseSpec, load_base, meta_model
 from vlmpeft.components import PLANNED, Components, find_components
-from vlmpeft.errors import UserError
 from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.conflicts import Conflict, conflicts
 from vlmpeft.merging.engine import merge
@@ -33,6 +32,7 @@ from vlmpeft.merging.operands import (
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import Result, attach_result, linear_weights, shape_result
 from vlmpeft.plan import Plan
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.low_rank import Delta, LowRank, dense
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from vlmpeft.errors import UserError
 from vlmpeft.merging.rules import given_weights
 from vlmpeft.merging.sparse import Majority, check_density, elected_mean
+from vlmpeft.runtime.errors import UserError
 
 
 def dare_linear(

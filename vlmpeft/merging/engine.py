@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.rules import given_weights
 from vlmpeft.merging.select import kth_largest
 from vlmpeft.merging.sparse import between, elected_mean
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.low_rank import Delta, LowRank, dense, weighted_sum
 
 PIECE = 2**23  # values of a task that are merged at once

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from vlmpeft.adapters import adapter_plan
 from vlmpeft.components import PLANNED
-from vlmpeft.errors import UserError
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import check_own, read_operand
 from vlmpeft.merging.recipe import KNOBS, Recipe
 from vlmpeft.merging.registry import RuleName, Scope
 from vlmpeft.merging.sparse import Majority
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Attachment, Component, Strategy
 from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.low_rank import dense

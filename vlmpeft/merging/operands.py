@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from vlmpeft.adapters import adapter_plan, load_part, trained_base
 from vlmpeft.base import origin
 from vlmpeft.components import PLANNED, Components
-from vlmpeft.errors import UserError
 from vlmpeft.manifest import read_manifest
 from vlmpeft.plan import AttachedPlan, Plan, attach
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Frozen, LoRA, Strategy
 from vlmpeft.strategies.low_rank import Delta
 

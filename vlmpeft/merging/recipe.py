@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from vlmpeft.components import PLANNED
-from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.merging.registry import Rule, RuleName, Scope, find_rule
 from vlmpeft.merging.sparse import Majority, check_density
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 KNOBS = ("density", "lam", "majority", "gamma", "epsilon")
 _NAMED_RANKS = ("auto", "full", "largest")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.merging import dropping, rules, sparse
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 Scope = Literal["model", "component", "tensor"]
 RuleName = Literal[

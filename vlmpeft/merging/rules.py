@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 def average(task_vectors: Tensor) -> Tensor:

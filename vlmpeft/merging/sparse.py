@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
 from vlmpeft.merging.rules import given_weights
+from vlmpeft.runtime.errors import UserError
 
 Majority = Literal["mass", "frequency"]
 

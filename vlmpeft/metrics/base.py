@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vlmpeft.torchvision_ops import declare_torchvision_ops
+from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # torchmetrics imports torchvision
 

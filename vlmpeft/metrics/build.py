@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.metrics.base import TextMetric
-from vlmpeft.registry import METRICS, resolve
+from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.runtime.registry import METRICS, resolve
 
 MetricSpec = str | dict[str, Any]  # a name, or {class_path, init_args, groups}
 _KEYS = ("class_path", "init_args", "groups")

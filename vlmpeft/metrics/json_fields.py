@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
 from vlmpeft.json_schema import (
     Schema,
     load_schema,
@@ -28,6 +27,7 @@ from vlmpeft.metrics.json_values import (
     read_fields,
     same_fields,
 )
+from vlmpeft.runtime.errors import UserError
 
 __all__ = ["JsonFields", "load_schema", "schema_violations"]
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from vlmpeft.errors import UserError, did_you_mean
 from vlmpeft.metrics.base import Answer, TextMetric
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 
 class Perplexity(TextMetric):

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
 from vlmpeft.metrics.base import Answer, TextMetric
 from vlmpeft.metrics.vqa_words import normalise
+from vlmpeft.runtime.errors import UserError
 
 
 class VqaAccuracy(TextMetric):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy, names_module
 from vlmpeft.strategies.peft_layers import attach_tuner
 

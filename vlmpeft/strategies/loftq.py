@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.deltas import dequantized
 
 # relative distance below which two matrices are one, once in 4 bits: NF4's is 0.09 on normal weights and has been

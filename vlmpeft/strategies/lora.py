@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vlmpeft.base import BaseSpec, weight_files
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy, names_module
 from vlmpeft.strategies.deltas import Deltas
 from vlmpeft.strategies.loftq import start_from_residual

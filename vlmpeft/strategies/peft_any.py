@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.strategies.base import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 

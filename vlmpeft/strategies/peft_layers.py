@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy
 from vlmpeft.strategies.deltas import wrapper_deltas
 

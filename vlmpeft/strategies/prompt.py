@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy
 from vlmpeft.strategies.soft_tokens import insert_soft_tokens
 from vlmpeft.strategies.visual_prompt import insert_visual_prompts

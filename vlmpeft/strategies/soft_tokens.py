@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, Strategy
 from vlmpeft.strategies.word_start import Start
 

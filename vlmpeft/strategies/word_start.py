@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

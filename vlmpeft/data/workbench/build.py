@@ -13,8 +13,8 @@ from vlmpeft.data.workbench.format import FORMAT, FORMAT_SCENE
 from vlmpeft.data.workbench.scene import SPLITS, draw_scene, random_scene
 from vlmpeft.data.workbench.source import SOURCE, Ask, Question
 from vlmpeft.data.workbench.trade import PAINTS, STOCK
-from vlmpeft.errors import UserError, did_you_mean
-from vlmpeft.shipped import cache_dir
+from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.runtime.shipped import cache_dir
 
 PREFIX = "workbench:"
 VERSION = 2  # raise it when the same seed gives other data, so that stale caches are not read

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def shipped_configs_dir() -> Path:
     """`configs/` of the installed package, or of the checkout it runs from."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 

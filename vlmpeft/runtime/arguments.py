@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 
 @contextmanager

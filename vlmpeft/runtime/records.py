@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmpeft import __version__
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 SCHEMA = 1
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "pillow")

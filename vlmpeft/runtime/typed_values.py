@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 
 def check_values(cls: type, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from vlmpeft.errors import UserError, did_you_mean
+from vlmpeft.runtime.errors import UserError, did_you_mean
 
 STRATEGIES = {
     "Frozen": "vlmpeft.strategies.fixed.Frozen",

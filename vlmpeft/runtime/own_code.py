@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.errors import UserError
+from vlmpeft.runtime.errors import UserError
 
 CONFIGS = (
     "config.json",
