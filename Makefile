@@ -63,4 +63,4 @@ tables: $(STAMP)  ## the tables of README and docs from their records
 	$(PY) scripts/tables.py
 
 tiny: $(STAMP)  ## train the embedded base again
-	$(PY) scripts/train_tiny.py --out vlmpeft/assets/tiny
+	$(PY) scripts/train_tiny.py --out vlmpeft/base/tiny

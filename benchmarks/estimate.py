@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, recompute_activations
+from vlmpeft.base.loading import BaseSpec, Bits, recompute_activations
 from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule

@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText
 
 from vlmpeft import LoRA, Plan, attach
 from vlmpeft.adapters import save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_base, load_processor, origin
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor, origin
 from vlmpeft.loss import supervised_logits
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.merging.recipe import Recipe

@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import save_file
 
 from vlmpeft.adapters import save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_processor, meta_model, origin
-from vlmpeft.components import find_components
+from vlmpeft.base.components import find_components
+from vlmpeft.base.loading import BaseSpec, Bits, load_processor, meta_model, origin
 from vlmpeft.merging.operands import give_memory
 from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.records import versions, write_json

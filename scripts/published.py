@@ -75,7 +75,7 @@ def llava_7b(vocab_size: int) -> tuple:
     declare_torchvision_ops()
     from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    from vlmpeft.components import find_components
+    from vlmpeft.base.components import find_components
 
     vision = CLIPVisionConfig(
         hidden_size=1024,

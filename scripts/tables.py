@@ -27,7 +27,7 @@ def read(path: str) -> dict:
 
 def tiny_table() -> str:
     """Held-out exact match of the embedded base, kind by kind."""
-    scores = read("vlmpeft/assets/tiny/scores.json")
+    scores = read("vlmpeft/base/tiny/scores.json")
     return markdown(
         ["kind", "exact match"], [[kind, f"{value:.1%}"] for kind, value in scores.items()]
     )

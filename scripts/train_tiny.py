@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the embedded base `tiny` from nothing: a small LLaVA over 64 px scenes of tools and parts.
 
-    python scripts/train_tiny.py --out vlmpeft/assets/tiny      # or: make tiny; CPU
+    python scripts/train_tiny.py --out vlmpeft/base/tiny      # or: make tiny; CPU
 
 In call order: a byte-level BPE on source-task text; a warm-up in which tower and projector learn to say
 what is in each patch's cell; then fresh conversations about drawn scenes, in

@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, load_base
+from vlmpeft.base.loading import BaseSpec, Bits, load_base
 
 ROOT = Path(__file__).parent.parent
 

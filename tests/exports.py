@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlmpeft.adapters import load_adapter, save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Limits
 from vlmpeft.equivalence import Trial, encode_items, read_items

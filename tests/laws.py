@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlmpeft.adapters import load_adapter, save_adapter
-from vlmpeft.base import origin, recompute_activations
+from vlmpeft.base.loading import origin, recompute_activations
 from vlmpeft.data.encode import Encoder
 from vlmpeft.loss import has_encoder, supervised_loss
 from vlmpeft.plan import AttachedPlan, Plan, attach

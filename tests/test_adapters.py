@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from vlmpeft.adapters import check_base, load_adapter, load_tensors, save_adapter, trained_base
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.plan import Plan, attach

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.audit import audit, brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.encode import Encoder

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vlmpeft.base import (
+from vlmpeft.base.components import count_by_component
+from vlmpeft.base.loading import (
     BaseSpec,
     Bits,
     actual_bits,
@@ -16,12 +17,11 @@ from vlmpeft.base import (
     load_base,
     resolve_bits,
 )
-from vlmpeft.components import count_by_component
+from vlmpeft.base.quantization import requantized
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
-from vlmpeft.quantization import requantized
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA

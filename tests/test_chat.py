@@ -10,7 +10,7 @@ import torch
 from PIL import Image as Pillow
 
 from vlmpeft.adapters import load_adapter, save_adapter
-from vlmpeft.base import BaseSpec, Bits, origin
+from vlmpeft.base.loading import BaseSpec, Bits, origin
 from vlmpeft.chat import Chat
 from vlmpeft.data.collate import collate_prompts
 from vlmpeft.data.datamodule import VLMData

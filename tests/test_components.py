@@ -3,7 +3,7 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText
 
-from vlmpeft.components import COMPONENTS, count_by_component, find_components
+from vlmpeft.base.components import COMPONENTS, count_by_component, find_components
 from vlmpeft.runtime.errors import UnsupportedArchitecture
 
 FAMILIES = {

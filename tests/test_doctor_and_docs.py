@@ -78,12 +78,12 @@ def test_generated_tables_are_what_their_records_give():
 
 
 def test_the_embedded_base_s_card_says_what_was_measured():
-    scores = json.loads((ROOT / "vlmpeft/assets/tiny/scores.json").read_text())
-    card = (ROOT / "vlmpeft/assets/tiny/README.md").read_text()
+    scores = json.loads((ROOT / "vlmpeft/base/tiny/scores.json").read_text())
+    card = (ROOT / "vlmpeft/base/tiny/README.md").read_text()
     assert scores.keys() == SOURCE.keys()
     assert min(scores[kind] for kind in ("name", "colour", "count")) >= 0.95
     assert scores["yes_no"] >= 0.9
     assert scores["describe"] >= 0.85
     assert all(f"| {kind} | {value:.1%} |" in card for kind, value in scores.items())
-    size = sum(path.stat().st_size for path in (ROOT / "vlmpeft/assets/tiny").iterdir())
+    size = sum(path.stat().st_size for path in (ROOT / "vlmpeft/base/tiny").iterdir())
     assert size < 10_000_000

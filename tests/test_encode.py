@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.encode import IGNORE, Encoded, Encoder

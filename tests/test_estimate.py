@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmpeft.base import BaseSpec, Bits, load_base, meta_model, recompute_activations
-from vlmpeft.components import find_components
+from vlmpeft.base.components import find_components
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, recompute_activations
 from vlmpeft.estimate import (
     attached_widths,
     convention_bytes,
@@ -332,7 +332,7 @@ def _write(folder, config, layers=1, vision_layers=1):
 
 def test_the_verb_prints_json_and_nothing_else(capfd, tmp_path):
     """On the embedded base with one layer, and without its processor."""
-    base = _write(tmp_path, json.loads((ROOT / "vlmpeft/assets/tiny/config.json").read_text()))
+    base = _write(tmp_path, json.loads((ROOT / "vlmpeft/base/tiny/config.json").read_text()))
     args = ("--config", "lora_r16.yaml", base, "--batch", 4, "--tokens", 64, "--gb", 0.05)
     code, out, _ = _estimate(capfd, *args, "--json")
     report = json.loads(out)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmpeft.base import BaseSpec, base_dir
+from vlmpeft.base.loading import BaseSpec, base_dir
 from vlmpeft.equivalence import TOLERANCE, Gate, compare
 from vlmpeft.export import add_to_weights
 from vlmpeft.plan import Plan

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmpeft.adapters import read_tensors
-from vlmpeft.base import base_dir
+from vlmpeft.base.loading import base_dir
 
 from .exports import (  # noqa: F401  fixtures
     FP32,

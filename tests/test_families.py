@@ -8,7 +8,7 @@ import torch
 from PIL import Image as Pillow
 
 from vlmpeft.__main__ import main
-from vlmpeft.base import BaseSpec, load_base
+from vlmpeft.base.loading import BaseSpec, load_base
 from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
@@ -218,6 +218,6 @@ def test_the_image_token_is_the_one_that_fills_a_picture_s_positions(name, sizes
 
 
 def _fp32():
-    from vlmpeft.base import Bits
+    from vlmpeft.base.loading import Bits
 
     return Bits(language="fp32")

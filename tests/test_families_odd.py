@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlmpeft.components import Components
+from vlmpeft.base.components import Components
 from vlmpeft.data.collate import collate
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import IGNORE

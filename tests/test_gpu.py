@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmpeft.__main__ import main
-from vlmpeft.base import BaseSpec, actual_bits, load_base
+from vlmpeft.base.loading import BaseSpec, actual_bits, load_base
 from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import Full, LoRA

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, load_base
+from vlmpeft.base.loading import BaseSpec, Bits, load_base
 from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from vlmpeft.base import BaseSpec, load_processor, recompute_activations
+from vlmpeft.base.loading import BaseSpec, load_processor, recompute_activations
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.loss import supervised_loss, token_losses

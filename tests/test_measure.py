@@ -8,7 +8,7 @@ import time
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.audit import audit
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.datamodule import VLMData

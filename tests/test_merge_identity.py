@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlmpeft.adapters import load_adapter, save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.collate import collate
 from vlmpeft.data.encode import Encoder
 from vlmpeft.merging.combine import Merger, read_adapters

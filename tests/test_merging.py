@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlmpeft.adapters import load_adapter, read_tensors, save_adapter
-from vlmpeft.base import BaseSpec, Bits, origin
+from vlmpeft.base.loading import BaseSpec, Bits, origin
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.merging.conflicts import conflicts
 from vlmpeft.merging.merged import Merged

@@ -16,7 +16,7 @@ from vlmpeft.adapters import (
     save_adapter,
     saved_processor,
 )
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items
 from vlmpeft.merging.combine import read_adapters

@@ -12,8 +12,8 @@ from transformers import (
     LlavaConfig,
 )
 
-from vlmpeft.base import BaseSpec, meta_model
-from vlmpeft.components import find_components
+from vlmpeft.base.components import find_components
+from vlmpeft.base.loading import BaseSpec, meta_model
 from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import Plan, attach
 from vlmpeft.reachability import find_unreachable

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from vlmpeft.base import BaseSpec, Bits, load_base, recompute_activations
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, recompute_activations
 from vlmpeft.data.collate import collate, collate_prompts
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, load_base, load_processor
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor
 from vlmpeft.data.conversation import Conversation, Message
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.dataset import Item

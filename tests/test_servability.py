@@ -6,7 +6,7 @@ import pytest
 from peft import PeftModel
 
 from vlmpeft.adapters import is_expressible_in_peft, save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.plan import Plan, attach
 from vlmpeft.servability import judge
 from vlmpeft.strategies import BottleneckAdapter, DoRA, Full, LayerNormTuning, LoRA

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.images import open_image, read_bytes
 from vlmpeft.data.rows import Columns, Recipe

@@ -7,7 +7,7 @@ import pytest
 
 from .conftest import ROOT
 
-TINY = ROOT / "vlmpeft/assets/tiny"
+TINY = ROOT / "vlmpeft/base/tiny"
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.images import open_image

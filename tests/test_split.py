@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.digests import Digests

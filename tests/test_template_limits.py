@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.encode import Encoder, read_template
 from vlmpeft.data.render import Limits, Renderer
 from vlmpeft.runtime.errors import UserError

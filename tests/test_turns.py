@@ -5,7 +5,7 @@ import random
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data import turns
 from vlmpeft.data.encode import read_template
 from vlmpeft.data.turns import MovingTurnError, locate

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from vlmpeft.adapters import save_adapter
-from vlmpeft.base import BaseSpec, Bits, base_dir, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, base_dir, load_base, origin
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import LoRA
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from vlmpeft import patching, places
 from vlmpeft.adapters import save_adapter
-from vlmpeft.base import BaseSpec, Bits, base_dir, load_base, meta_model, origin
+from vlmpeft.base.loading import BaseSpec, Bits, base_dir, load_base, meta_model, origin
 from vlmpeft.merging import ties
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.operands import read_operand

@@ -11,7 +11,7 @@ declare_torchvision_ops()
 
 import lightning.pytorch as pl
 
-from vlmpeft.base import BaseSpec, Bits
+from vlmpeft.base.loading import BaseSpec, Bits
 from vlmpeft.module import VLMModule
 from vlmpeft.plan import Plan
 from vlmpeft.strategies import LoRA

@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Answer": "vlmpeft.metrics",
     "Attachment": "vlmpeft.strategies",
-    "BaseSpec": "vlmpeft.base",
-    "Bits": "vlmpeft.base",
+    "BaseSpec": "vlmpeft.base.loading",
+    "Bits": "vlmpeft.base.loading",
     "Component": "vlmpeft.strategies",
-    "Components": "vlmpeft.components",
+    "Components": "vlmpeft.base.components",
     "ExactMatch": "vlmpeft.metrics",
     "Frozen": "vlmpeft.strategies",
     "Full": "vlmpeft.strategies",
@@ -27,9 +27,9 @@ _PUBLIC = {
     "VLMData": "vlmpeft.data.datamodule",
     "VLMModule": "vlmpeft.module",
     "attach": "vlmpeft.plan",
-    "find_components": "vlmpeft.components",
+    "find_components": "vlmpeft.base.components",
     "load_adapter": "vlmpeft.adapters",
-    "load_base": "vlmpeft.base",
+    "load_base": "vlmpeft.base.loading",
     "save_adapter": "vlmpeft.adapters",
 }
 

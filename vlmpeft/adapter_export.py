@@ -20,7 +20,8 @@ from vlmpeft.adapters import (
     read_tensors,
     save_adapter,
 )
-from vlmpeft.base import (
+from vlmpeft.base.components import Components
+from vlmpeft.base.loading import (
     DTYPES,
     BaseSpec,
     base_dir,
@@ -29,7 +30,6 @@ from vlmpeft.base import (
     meta_model,
     resolve_bits,
 )
-from vlmpeft.components import Components
 from vlmpeft.equivalence import TOLERANCE, compare, make_trial
 from vlmpeft.factoring import factor
 from vlmpeft.features import Sample

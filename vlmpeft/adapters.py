@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlmpeft import __version__
-from vlmpeft.base import BaseSpec, Bits
-from vlmpeft.components import PLANNED, Components
+from vlmpeft.base.components import PLANNED, Components
+from vlmpeft.base.loading import BaseSpec, Bits
 from vlmpeft.manifest import MANIFEST, read_manifest
 from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.runtime.errors import UserError

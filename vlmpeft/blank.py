@@ -15,7 +15,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from vlmpeft.base import BaseSpec, load_processor
+from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.collate import collate
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.encode import IGNORE, Encoded, Encoder

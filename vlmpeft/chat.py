@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base import autocast
+from vlmpeft.base.loading import autocast
 from vlmpeft.data.chat import PLACEHOLDER, split_placeholders
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.dataset import Item

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, Width, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, Width, load_base, origin
 from vlmpeft.chat import Chat, read_picture
 from vlmpeft.config import names_of, quiet_libraries
 from vlmpeft.manifest import read_manifest

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from vlmpeft.adapters import adapter_plan
-from vlmpeft.base import parameter_count
+from vlmpeft.base.loading import parameter_count
 from vlmpeft.checkpoints import BEST, LAST, AtomicCheckpointIO, RunCheckpoints, read_checkpoint
 from vlmpeft.config import explain, names_of, quiet_libraries
 from vlmpeft.data.datamodule import VLMData

@@ -48,7 +48,7 @@ def tiny_step() -> tuple[float, int, int]:
     """One step of LoRA + full projector on the embedded base in NF4: (loss, tensors reached, trainable)."""
     import torch
 
-    from vlmpeft.base import BaseSpec, load_base
+    from vlmpeft.base.loading import BaseSpec, load_base
     from vlmpeft.data.collate import collate
     from vlmpeft.data.datamodule import VLMData
     from vlmpeft.loss import supervised_loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlmpeft.base import autocast
+from vlmpeft.base.loading import autocast
 from vlmpeft.data.collate import collate
 from vlmpeft.data.dataset import Item, scored_items
 from vlmpeft.data.encode import Encoder

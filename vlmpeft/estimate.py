@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.base import QUANTIZED, BaseSpec, quantization_config
-from vlmpeft.components import COMPONENTS, Components
+from vlmpeft.base.components import COMPONENTS, Components
+from vlmpeft.base.loading import QUANTIZED, BaseSpec, quantization_config
 from vlmpeft.plan import AttachedPlan
 from vlmpeft.runtime.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlmpeft.components import COMPONENTS
+from vlmpeft.base.components import COMPONENTS
 from vlmpeft.estimate import FULL_FINE_TUNING_BYTES
 from vlmpeft.forecast import CHECKPOINTED, DEFAULT_RANK, PLAIN
 

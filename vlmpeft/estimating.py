@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base import BaseSpec
+from vlmpeft.base.loading import BaseSpec
 from vlmpeft.config import quiet_libraries
 from vlmpeft.estimate import (
     FULL_FINE_TUNING_BYTES,

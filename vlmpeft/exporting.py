@@ -21,8 +21,8 @@ from vlmpeft.adapters import (
     saved_processor,
     trained_base,
 )
-from vlmpeft.base import BaseSpec, meta_model, origin
-from vlmpeft.components import find_components
+from vlmpeft.base.components import find_components
+from vlmpeft.base.loading import BaseSpec, meta_model, origin
 from vlmpeft.config import names_of, quiet_libraries
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import BUILT_IN, encode_items, read_items

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from vlmpeft.adapters import (
     save_adapter,
 )
-from vlmpeft.base import origin
+from vlmpeft.base.loading import origin
 from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.data.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData

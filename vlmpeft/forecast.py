@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base import BaseSpec, Bits, compute_dtype, meta_model, recompute_activations
+from vlmpeft.base.components import find_components
+from vlmpeft.base.loading import BaseSpec, Bits, compute_dtype, meta_model, recompute_activations
 from vlmpeft.blank import Blank, blank_conversation
-from vlmpeft.components import find_components
 from vlmpeft.estimate import (
     FP32,
     StaticBytes,

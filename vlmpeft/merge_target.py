@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from vlmpeft.base import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
-from vlmpeft.components import PLANNED
+from vlmpeft.base.components import PLANNED
+from vlmpeft.base.loading import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
 from vlmpeft.equivalence import TOLERANCE
 from vlmpeft.export import stored_width
 from vlmpeft.plan import Plan

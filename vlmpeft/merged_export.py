@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from vlmpeft.adapters import load_adapter
-from vlmpeft.base import load_base
-from vlmpeft.components import Components
+from vlmpeft.base.components import Components
+from vlmpeft.base.loading import load_base
 from vlmpeft.equivalence import make_trial
 from vlmpeft.export import add_to_weights, find_carriers, write_checkpoint
 from vlmpeft.features import Sample

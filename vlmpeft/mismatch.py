@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlmpeft.adapters import load_adapter, saved_processor, trained_base
-from vlmpeft.base import BaseSpec, fingerprint, load_base
+from vlmpeft.base.loading import BaseSpec, fingerprint, load_base
 from vlmpeft.data.dataset import Item
 from vlmpeft.data.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items

@@ -11,7 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.base import BaseSpec, autocast, load_base, load_processor, recompute_activations
+from vlmpeft.base.loading import (
+    BaseSpec,
+    autocast,
+    load_base,
+    load_processor,
+    recompute_activations,
+)
 from vlmpeft.loss import supervised_loss
 from vlmpeft.metrics.build import MetricSpec, build_metric
 from vlmpeft.plan import AttachedPlan, Plan, attach, check_has_trainables

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmpeft.components import PLANNED, Components, count_by_component
+from vlmpeft.base.components import PLANNED, Components, count_by_component
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.registry import STRATEGIES, resolve, saved_class, short_name
 from vlmpeft.runtime.typed_values import check_values

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base import NUM_BITS, meta_model, resolve_bits
+from vlmpeft.base.components import find_components
+from vlmpeft.base.loading import NUM_BITS, meta_model, resolve_bits
 from vlmpeft.cli import VLMCLI
-from vlmpeft.components import find_components
 from vlmpeft.config import quiet_libraries
 from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import AttachedPlan, attach

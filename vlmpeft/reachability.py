@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.components import find_components
+from vlmpeft.base.components import find_components
 from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.twin import build_twin, picture_batches
 

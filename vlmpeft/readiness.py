@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmpeft.adapters import adapter_plan, check_base, load_tensors
-from vlmpeft.base import origin
+from vlmpeft.base.loading import origin
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import find_end_ids
 from vlmpeft.manifest import read_manifest

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmpeft.base import DTYPES
+from vlmpeft.base.loading import DTYPES
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import AttachedPlan
 from vlmpeft.weightless import Weightless, has_memory

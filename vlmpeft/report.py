@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vlmpeft.base import actual_bits
+from vlmpeft.base.loading import actual_bits
 from vlmpeft.leaks import leak_notes
 from vlmpeft.plan import AttachedPlan, Plan
 from vlmpeft.runtime.records import folder_bytes

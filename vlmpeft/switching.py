@@ -16,7 +16,7 @@ from vlmpeft.adapters import (
     check_base,
     read_tensors,
 )
-from vlmpeft.components import Components
+from vlmpeft.base.components import Components
 from vlmpeft.manifest import read_manifest
 from vlmpeft.plan import AttachedPlan, Plan
 from vlmpeft.runtime.errors import UserError, did_you_mean

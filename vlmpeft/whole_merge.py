@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from vlmpeft.base import QUANTIZED, BaseSpec, Bits, fingerprint, load_base
-from vlmpeft.components import PLANNED
+from vlmpeft.base.components import PLANNED
+from vlmpeft.base.loading import QUANTIZED, BaseSpec, Bits, fingerprint, load_base
 from vlmpeft.data.encode import Encoder
 from vlmpeft.decoding import Limits, find_pad_id
 from vlmpeft.equivalence import TOLERANCE, encode_items, make_trial, read_items

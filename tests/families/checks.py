@@ -9,7 +9,7 @@ import torch
 from PIL import Image as Pillow
 
 from vlmpeft.adapters import load_adapter, save_adapter
-from vlmpeft.base import BaseSpec, Bits, load_base, origin
+from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.collate import collate
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.dataset import Item

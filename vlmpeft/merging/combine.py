@@ -15,8 +15,8 @@ from vlmpeft.adapters import (
     trained_base,
     weights_file,
 )
-from vlmpeft.base import BaseSpec, load_base, meta_model
-from vlmpeft.components import PLANNED, Components, find_components
+from vlmpeft.base.components import PLANNED, Components, find_components
+from vlmpeft.base.loading import BaseSpec, load_base, meta_model
 from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.conflicts import Conflict, conflicts
 from vlmpeft.merging.engine import merge

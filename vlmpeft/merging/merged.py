@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmpeft.adapters import adapter_plan
-from vlmpeft.components import PLANNED
+from vlmpeft.base.components import PLANNED
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import check_own, read_operand
 from vlmpeft.merging.recipe import KNOBS, Recipe

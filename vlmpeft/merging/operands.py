@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmpeft.adapters import adapter_plan, load_part, trained_base
-from vlmpeft.base import origin
-from vlmpeft.components import PLANNED, Components
+from vlmpeft.base.components import PLANNED, Components
+from vlmpeft.base.loading import origin
 from vlmpeft.manifest import read_manifest
 from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.runtime.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from vlmpeft.components import PLANNED
+from vlmpeft.base.components import PLANNED
 from vlmpeft.merging.registry import Rule, RuleName, Scope, find_rule
 from vlmpeft.merging.sparse import Majority, check_density
 from vlmpeft.runtime.errors import UserError, did_you_mean

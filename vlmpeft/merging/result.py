@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.components import PLANNED, Components
+from vlmpeft.base.components import PLANNED, Components
 from vlmpeft.merging.operands import give_memory
 from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.strategies import Frozen, LoRA, Strategy

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
-from vlmpeft.components import Components
+from vlmpeft.base.components import Components
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.strategies.low_rank import Delta
 

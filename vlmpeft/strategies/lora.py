@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vlmpeft.base import BaseSpec, weight_files
+from vlmpeft.base.loading import BaseSpec, weight_files
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy, names_module
 from vlmpeft.strategies.deltas import Deltas

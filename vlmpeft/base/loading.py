@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vlmpeft.components import PLANNED, Components, count_by_component, find_components
-from vlmpeft.quantization import keep_int8_statistics, quantize_linears, silence_casts
+from vlmpeft.base.components import PLANNED, Components, count_by_component, find_components
+from vlmpeft.base.quantization import keep_int8_statistics, quantize_linears, silence_casts
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.own_code import refuse_adapter, refuse_own_code
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
@@ -75,7 +75,7 @@ def base_dir(path: str) -> str:
         UserError: a path that is neither a folder nor could be a hub id.
     """
     if path == "tiny":
-        return str(resources.files("vlmpeft") / "assets" / "tiny")
+        return str(resources.files("vlmpeft") / "base" / "tiny")
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
             raise UserError(f"base {path} has no config.json: is it a Hugging Face model folder?")

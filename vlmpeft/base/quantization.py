@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.components import Components
+from vlmpeft.base.components import Components
 
 
 def quantize_linears(
