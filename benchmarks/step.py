@@ -31,9 +31,9 @@ from typing import Any
 import torch
 
 from vlmpeft import Full, LoRA, Plan, VLMModule, attach, find_components
-from vlmpeft.data.collate import collate
-from vlmpeft.data.encode import IGNORE, Encoded
-from vlmpeft.data.sampler import BucketBatchSampler
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import IGNORE, Encoded
+from vlmpeft.data.batches.sampler import BucketBatchSampler
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 

@@ -11,7 +11,7 @@ import pytest
 
 from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits
 from vlmpeft.equivalence import Trial, encode_items, read_items
 from vlmpeft.plan import Plan, attach

@@ -10,7 +10,7 @@ from torch import nn
 
 from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base.loading import origin, recompute_activations
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import has_encoder, supervised_loss
 from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.runtime.errors import UserError

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from vlmpeft.adapters import check_base, load_adapter, load_tensors, save_adapter, trained_base
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
-from vlmpeft.data.collate import collate
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Full, LoRA

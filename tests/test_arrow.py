@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.data import arrow
 from vlmpeft.data.conversation import Image
+from vlmpeft.data.formats import arrow
+from vlmpeft.data.formats.rows import Columns, Recipe
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.images import open_image
-from vlmpeft.data.rows import Columns, Recipe
-from vlmpeft.data.sources import read_conversations
 from vlmpeft.runtime.errors import UserError
 
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image as Pillow
 
 from vlmpeft.base.loading import BaseSpec, load_processor
-from vlmpeft.data.audit import audit, brief_audit
+from vlmpeft.data.audit.audit import audit, brief_audit
+from vlmpeft.data.batches.encode import Encoder
+from vlmpeft.data.batches.token_view import check_labels, view_tokens
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.encode import Encoder
-from vlmpeft.data.tokens import check_labels, view_tokens
 from vlmpeft.runtime.errors import UserError
 
 from .conftest import call, llava, write_json

@@ -18,8 +18,8 @@ from vlmpeft.base.loading import (
     resolve_bits,
 )
 from vlmpeft.base.quantization import requantized
-from vlmpeft.data.collate import collate
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, origin
 from vlmpeft.chat import Chat
-from vlmpeft.data.collate import collate_prompts
+from vlmpeft.data.batches.collate import collate_prompts
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.plan import Plan, attach

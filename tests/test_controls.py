@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from vlmpeft.data.batches.dataset import scored_items
 from vlmpeft.data.controls import CONTROLS, blank, shuffled
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.data.dataset import scored_items
 from vlmpeft.data.images import open_image, read_bytes
 
 

@@ -10,12 +10,12 @@ import tarfile
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.data import pages
 from vlmpeft.data.conversation import Image
+from vlmpeft.data.formats import pages
+from vlmpeft.data.formats.limits import MOST_COLUMNS, Allowance
+from vlmpeft.data.formats.sizes import row_bytes
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.images import MAX_JPEG_SCANS, open_image
-from vlmpeft.data.limits import MOST_COLUMNS, Allowance
-from vlmpeft.data.sizes import row_bytes
-from vlmpeft.data.sources import read_conversations
 from vlmpeft.runtime.errors import UserError
 
 from .conftest import ROOT, write_json
@@ -27,7 +27,7 @@ MB = 10**6
 # reads each file of the command line; prints errors, then the peak in MB above what imports took
 PROGRAM = """
 import json, resource, sys
-from vlmpeft.data.sources import read_conversations
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.images import open_image
 import pyarrow.parquet, pyarrow.compute
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmpeft.data.duplicates import Signature, near_duplicates, signature
+from vlmpeft.data.audit.near_duplicates import Signature, near_duplicates, signature
 from vlmpeft.data.workbench.scene import COLOURS, NAMES, draw_scene, random_scene
 
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image as Pillow
 
 from vlmpeft.base.loading import BaseSpec, load_processor
-from vlmpeft.data.collate import collate, collate_prompts
+from vlmpeft.data.batches.collate import collate, collate_prompts
+from vlmpeft.data.batches.encode import IGNORE, Encoded, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.data.encode import IGNORE, Encoded, Encoder
 from vlmpeft.runtime.errors import UserError
 
 from .families import qwen_processor

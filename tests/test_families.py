@@ -9,9 +9,9 @@ from PIL import Image as Pillow
 
 from vlmpeft.__main__ import main
 from vlmpeft.base.loading import BaseSpec, load_base
-from vlmpeft.data.collate import collate, collate_prompts
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate, collate_prompts
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss, token_losses

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from vlmpeft.base.components import Components
-from vlmpeft.data.collate import collate
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import IGNORE
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import IGNORE
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from vlmpeft.data.files import read_json, read_table
-from vlmpeft.data.sources import read_conversations
+from vlmpeft.data.formats.files import read_json, read_table
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.runtime.errors import UserError
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vlmpeft.base.loading import BaseSpec, load_processor, recompute_activations
-from vlmpeft.data.collate import collate
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import supervised_loss, token_losses
 from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import AdaLoRA, Full, LoRA

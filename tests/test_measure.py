@@ -9,12 +9,12 @@ import pytest
 from PIL import Image as Pillow
 
 from vlmpeft.base.loading import BaseSpec, load_processor
-from vlmpeft.data.audit import audit
+from vlmpeft.data.audit.audit import audit
+from vlmpeft.data.batches.dataset import EncodedDataset, scored_items
+from vlmpeft.data.batches.encode import Encoder
+from vlmpeft.data.batches.lengths import _long_conversations, _Measuring
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.dataset import EncodedDataset, scored_items
-from vlmpeft.data.encode import Encoder
-from vlmpeft.data.measure import _long_conversations, _Measuring
 
 from .conftest import llava, write_json
 

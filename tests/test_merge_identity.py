@@ -10,8 +10,8 @@ from torch import nn
 
 from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
-from vlmpeft.data.collate import collate
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.merging.combine import Merger, read_adapters
 from vlmpeft.merging.merged import Merged
 from vlmpeft.merging.recipe import Recipe

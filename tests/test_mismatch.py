@@ -17,7 +17,7 @@ from vlmpeft.adapters import (
     saved_processor,
 )
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.mismatch import SAMPLES, find_mismatches

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.sources import read_conversations
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.runtime.errors import UserError
 
 from .conftest import call, llava, write_json

@@ -5,9 +5,9 @@ import torch
 from transformers import DynamicCache
 
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, recompute_activations
-from vlmpeft.data.collate import collate, collate_prompts
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate, collate_prompts
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vlmpeft.data.chat import conversation_from_chat
 from vlmpeft.data.conversation import Image
-from vlmpeft.data.rows import Columns, Recipe, check_target
-from vlmpeft.data.sources import as_sources, read_conversations
+from vlmpeft.data.formats.chat_records import conversation_from_chat
+from vlmpeft.data.formats.rows import Columns, Recipe, check_target
+from vlmpeft.data.formats.sources import as_sources, read_conversations
 from vlmpeft.runtime.errors import UserError
 
 from .conftest import llava, write_json

@@ -1,4 +1,4 @@
-from vlmpeft.data.sampler import BucketBatchSampler
+from vlmpeft.data.batches.sampler import BucketBatchSampler
 
 LENGTHS = [(37 * i) % 101 + 5 for i in range(203)]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor
+from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.conversation import Conversation, Message
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.dataset import Item
 from vlmpeft.data.workbench.build import cached_task
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache, pictures

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vlmpeft.data.collate import collate
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.records import read_record
 from vlmpeft.self_test import gradient_self_test

@@ -10,10 +10,10 @@ from PIL import Image as Pillow
 
 from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.data.formats.rows import Columns, Recipe
+from vlmpeft.data.formats.shards import read_shard
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.images import open_image, read_bytes
-from vlmpeft.data.rows import Columns, Recipe
-from vlmpeft.data.shards import read_shard
-from vlmpeft.data.sources import read_conversations
 from vlmpeft.runtime.errors import UserError
 
 QA = json.dumps({"question": "what?", "answer": "that", "kind": "k"}).encode()

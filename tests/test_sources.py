@@ -8,9 +8,9 @@ import pytest
 from vlmpeft.base.loading import BaseSpec, load_processor
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.data.formats.rows import Recipe
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.images import open_image
-from vlmpeft.data.rows import Recipe
-from vlmpeft.data.sources import read_conversations
 from vlmpeft.runtime.errors import UserError
 
 from .conftest import llava, write_json

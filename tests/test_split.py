@@ -8,10 +8,10 @@ import pytest
 from PIL import Image as Pillow
 
 from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.data.batches.sampler import BucketBatchSampler
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.digests import Digests
-from vlmpeft.data.sampler import BucketBatchSampler
 from vlmpeft.data.split import split_conversations
 from vlmpeft.runtime.errors import UserError
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from vlmpeft.base.loading import BaseSpec, load_processor
-from vlmpeft.data.encode import IGNORE, Encoder
+from vlmpeft.data.batches.encode import IGNORE, Encoder
 
 from .test_encode import talk
 

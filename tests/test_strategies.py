@@ -6,8 +6,8 @@ import torch
 from vlmpeft.adapters import is_expressible_in_peft, load_adapter, save_adapter
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, origin
-from vlmpeft.data.collate import collate
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as Pillow
 
 from vlmpeft.data import template
-from vlmpeft.data.sources import read_conversations
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.template import PLACEHOLDER, QUESTIONS, count_placeholders, write_template
 from vlmpeft.runtime.errors import UserError
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vlmpeft.base.loading import BaseSpec, load_processor
-from vlmpeft.data.encode import Encoder, read_template
-from vlmpeft.data.render import Limits, Renderer
+from vlmpeft.data.batches.encode import Encoder, read_template
+from vlmpeft.data.batches.render import Limits, Renderer
 from vlmpeft.runtime.errors import UserError
 
 from .families import qwen_processor
@@ -148,7 +148,7 @@ def test_threads_share_a_process_and_a_fork_has_its_own(renderer):
 
 def test_the_process_ends_with_the_one_that_started_it():
     code = (
-        "from vlmpeft.data.render import Renderer; import os, signal; r = Renderer();"
+        "from vlmpeft.data.batches.render import Renderer; import os, signal; r = Renderer();"
         "r.locate('', {}, []); print(r._worker._process.pid, flush=True);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -6,9 +6,9 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from vlmpeft.base.loading import BaseSpec, load_processor
-from vlmpeft.data import turns
-from vlmpeft.data.encode import read_template
-from vlmpeft.data.turns import MovingTurnError, locate
+from vlmpeft.data.batches import turns
+from vlmpeft.data.batches.encode import read_template
+from vlmpeft.data.batches.turns import MovingTurnError, locate
 
 from .families import qwen_processor
 

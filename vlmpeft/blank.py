@@ -16,9 +16,9 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from vlmpeft.base.loading import BaseSpec, load_processor
-from vlmpeft.data.collate import collate
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.encode import IGNORE, Encoded, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.data.encode import IGNORE, Encoded, Encoder
 from vlmpeft.runtime.errors import UserError
 
 _OPTIONAL = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from vlmpeft.base.loading import autocast
-from vlmpeft.data.chat import PLACEHOLDER, split_placeholders
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.formats.chat_records import PLACEHOLDER, split_placeholders
 from vlmpeft.data.images import DEFAULT_MAX_PIXELS, open_image, read_bytes
 from vlmpeft.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
 from vlmpeft.features import Sample

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.data.collate import collate, collate_prompts
-from vlmpeft.data.encode import IGNORE
+from vlmpeft.data.batches.collate import collate, collate_prompts
+from vlmpeft.data.batches.encode import IGNORE
 from vlmpeft.features import FeatureCache, Sample
 from vlmpeft.loss import has_encoder, token_losses
 

@@ -49,7 +49,7 @@ def tiny_step() -> tuple[float, int, int]:
     import torch
 
     from vlmpeft.base.loading import BaseSpec, load_base
-    from vlmpeft.data.collate import collate
+    from vlmpeft.data.batches.collate import collate
     from vlmpeft.data.datamodule import VLMData
     from vlmpeft.loss import supervised_loss
     from vlmpeft.plan import Plan, attach

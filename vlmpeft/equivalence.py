@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmpeft.base.loading import autocast
-from vlmpeft.data.collate import collate
-from vlmpeft.data.dataset import Item, scored_items
-from vlmpeft.data.encode import Encoder
-from vlmpeft.data.sources import read_conversations
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.dataset import Item, scored_items
+from vlmpeft.data.batches.encode import Encoder
+from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.workbench.build import PREFIX, cached_task
 from vlmpeft.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
 from vlmpeft.features import Sample

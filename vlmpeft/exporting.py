@@ -24,7 +24,7 @@ from vlmpeft.adapters import (
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, meta_model, origin
 from vlmpeft.config import names_of, quiet_libraries
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.equivalence import BUILT_IN, encode_items, read_items
 from vlmpeft.export import write_report
 from vlmpeft.export_card import card

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.data.collate import join_pictures
+from vlmpeft.data.batches.collate import join_pictures
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import Encoded
 from vlmpeft.data.conversation import Image
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import Encoded
 
 Sample = tuple[Item, Encoded]
 Pictures = tuple[Image, ...]

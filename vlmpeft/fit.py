@@ -14,7 +14,7 @@ from vlmpeft.adapters import (
 )
 from vlmpeft.base.loading import origin
 from vlmpeft.checkpoints import RunCheckpoints
-from vlmpeft.data.audit import brief_audit
+from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.module import VLMModule
 from vlmpeft.plan import check_has_trainables

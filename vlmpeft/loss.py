@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from vlmpeft.data.encode import IGNORE
+from vlmpeft.data.batches.encode import IGNORE
 from vlmpeft.runtime.errors import UserError
 
 

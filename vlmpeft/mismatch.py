@@ -10,8 +10,8 @@ import torch
 
 from vlmpeft.adapters import load_adapter, saved_processor, trained_base
 from vlmpeft.base.loading import BaseSpec, fingerprint, load_base
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items
 from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.combine import Merger

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from vlmpeft.data.encode import PER_TOKEN
+from vlmpeft.data.batches.encode import PER_TOKEN
 from vlmpeft.decoding import Decoded, Limits
 from vlmpeft.features import FeatureCache, Pictures, Sample, pictures
 from vlmpeft.loss import head_sees_only

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Decoded, Limits, WholePrompts, find_pad_id
 from vlmpeft.features import FeatureCache, Sample
 from vlmpeft.metrics import Answer, TextMetric

@@ -11,7 +11,7 @@ import torch
 
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.loading import QUANTIZED, BaseSpec, Bits, fingerprint, load_base
-from vlmpeft.data.encode import Encoder
+from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits, find_pad_id
 from vlmpeft.equivalence import TOLERANCE, encode_items, make_trial, read_items
 from vlmpeft.export import set_limits, stored_width

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tiny.architecture import IMAGE_TOKENS, SPECIAL
-from vlmpeft.data.encode import IGNORE
+from vlmpeft.data.batches.encode import IGNORE
 from vlmpeft.data.workbench.scene import Scene, draw_scene, random_scene
 from vlmpeft.data.workbench.source import SOURCE, Question
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tiny.conversations import SOURCE_MIXTURE, Mixture, normalise
-from vlmpeft.data.encode import IGNORE
+from vlmpeft.data.batches.encode import IGNORE
 from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, Part, Scene
 
 

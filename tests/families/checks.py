@@ -10,10 +10,10 @@ from PIL import Image as Pillow
 
 from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
-from vlmpeft.data.collate import collate
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.dataset import Item
+from vlmpeft.data.batches.encode import IGNORE, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.data.dataset import Item
-from vlmpeft.data.encode import IGNORE, Encoder
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.loss import supervised_loss
 from vlmpeft.plan import Plan, attach

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.conversation import Image
-from vlmpeft.data.dataset import Item
 from vlmpeft.data.digests import Digests
 from vlmpeft.runtime.errors import UserError
 

@@ -15,17 +15,17 @@ declare_torchvision_ops()  # Lightning imports torchmetrics, and that imports to
 
 import lightning.pytorch as pl
 
-from vlmpeft.data.collate import collate
+from vlmpeft.data.batches.collate import collate
+from vlmpeft.data.batches.dataset import EncodedDataset, Item, scored_items
+from vlmpeft.data.batches.encode import Encoded, Encoder
+from vlmpeft.data.batches.lengths import Measured, measure
+from vlmpeft.data.batches.sampler import BucketBatchSampler
 from vlmpeft.data.controls import CONTROLS
 from vlmpeft.data.conversation import Conversation
-from vlmpeft.data.dataset import EncodedDataset, Item, scored_items
 from vlmpeft.data.digests import Digests
-from vlmpeft.data.encode import Encoded, Encoder
+from vlmpeft.data.formats.rows import Columns, Recipe, as_choices, check_target
 from vlmpeft.data.images import DEFAULT_MAX_PIXELS
-from vlmpeft.data.measure import Measured, measure
-from vlmpeft.data.reading import SPLITS, Read, SplitReader
-from vlmpeft.data.rows import Columns, Recipe, as_choices, check_target
-from vlmpeft.data.sampler import BucketBatchSampler
+from vlmpeft.data.split_reader import SPLITS, Read, SplitReader
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
 

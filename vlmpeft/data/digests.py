@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vlmpeft.data.conversation import Conversation, Image, Message
+from vlmpeft.data.formats.values import printable
 from vlmpeft.data.images import read_bytes
-from vlmpeft.data.values import printable
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.shipped import cache_dir
 

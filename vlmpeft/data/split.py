@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.digests import Digests
-from vlmpeft.data.values import names
+from vlmpeft.data.formats.values import names
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
 

@@ -1,6 +1,6 @@
 """Scores of a generated answer against the expected ones."""
 
-from vlmpeft.json_schema import load_schema, schema_violations
+from vlmpeft.data.json_schema import load_schema, schema_violations
 from vlmpeft.metrics.base import Answer, TextMetric
 from vlmpeft.metrics.build import build_metric
 from vlmpeft.metrics.chance import ChanceCorrected

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.json_schema import (
+from vlmpeft.data.json_schema import (
     Schema,
     load_schema,
     parse_json,

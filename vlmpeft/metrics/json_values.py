@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
-from vlmpeft.json_schema import FieldPath, parse_json
+from vlmpeft.data.json_schema import FieldPath, parse_json
 
 Values = dict[FieldPath, Any]
 

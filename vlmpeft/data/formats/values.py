@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlmpeft.data.conversation import Image
-from vlmpeft.data.limits import MOST_ENTRIES
+from vlmpeft.data.formats.limits import MOST_ENTRIES
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
 _LONGEST_EXTRA = 200  # characters of a column that an item keeps for grouping

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from vlmpeft.data.batches.encode import IGNORE, Encoded, Encoder
 from vlmpeft.data.conversation import Conversation
-from vlmpeft.data.encode import IGNORE, Encoded, Encoder
 
 _SHOWN = 4096  # rows of a conversation that are shown
 _CHECKED = 200  # conversations whose labels are checked against their text

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
+from vlmpeft.data.batches.encode import Encoded, Encoder
 from vlmpeft.data.conversation import Conversation
-from vlmpeft.data.encode import Encoded, Encoder
 
 
 @dataclass(frozen=True)

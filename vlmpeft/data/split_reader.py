@@ -8,9 +8,9 @@ from typing import Any
 
 from vlmpeft.data.conversation import Conversation
 from vlmpeft.data.digests import Digests
-from vlmpeft.data.files import OnError
-from vlmpeft.data.rows import Recipe
-from vlmpeft.data.sources import Source, as_sources, read_conversations
+from vlmpeft.data.formats.files import OnError
+from vlmpeft.data.formats.rows import Recipe
+from vlmpeft.data.formats.sources import Source, as_sources, read_conversations
 from vlmpeft.data.split import Split, split_conversations
 from vlmpeft.data.template import count_placeholders
 from vlmpeft.data.workbench.build import PREFIX, cached_task

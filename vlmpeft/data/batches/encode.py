@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmpeft.data.batches.marks import MarkedTokenizer, QuestionTokenizer, holds_mark, put_marks
+from vlmpeft.data.batches.render import shared_renderer
 from vlmpeft.data.conversation import Conversation, Image, Message
+from vlmpeft.data.formats.values import shown
 from vlmpeft.data.images import open_image
-from vlmpeft.data.marks import MarkedTokenizer, QuestionTokenizer, holds_mark, put_marks
-from vlmpeft.data.render import shared_renderer
-from vlmpeft.data.values import shown
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import read_short, semantic_hash, versions
 from vlmpeft.runtime.shipped import find_shipped

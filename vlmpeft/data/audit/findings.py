@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmpeft.data.audit.near_duplicates import near_duplicates, signature
 from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.duplicates import near_duplicates, signature
 from vlmpeft.data.images import open_image
 from vlmpeft.runtime.errors import UserError
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vlmpeft.data.conversation import Conversation
-from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.findings import (
+from vlmpeft.data.audit.findings import (
     Finding,
     contradictions,
     leaks,
@@ -17,8 +15,10 @@ from vlmpeft.data.findings import (
     repeats,
     skipped,
 )
-from vlmpeft.data.targets import check_targets
-from vlmpeft.data.tokens import TokenView, check_labels, view_tokens
+from vlmpeft.data.audit.json_targets import check_targets
+from vlmpeft.data.batches.token_view import TokenView, check_labels, view_tokens
+from vlmpeft.data.conversation import Conversation
+from vlmpeft.data.datamodule import VLMData
 
 _BINS = 10
 

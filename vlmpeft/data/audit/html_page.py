@@ -8,13 +8,13 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vlmpeft.data.audit import Audit, SplitAudit
-from vlmpeft.data.audit_text import number_rows, span
+from vlmpeft.data.audit.audit import Audit, SplitAudit
+from vlmpeft.data.audit.findings import Finding
+from vlmpeft.data.audit.text import number_rows, span
+from vlmpeft.data.batches.token_view import TokenView
 from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.data.findings import Finding
 from vlmpeft.data.images import open_image
-from vlmpeft.data.tokens import TokenView
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_atomically
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlmpeft.data.limits import (
+from vlmpeft.data.formats.limits import (
     BATCH_BYTES,
     LARGEST_PAGES_BYTES,
     ROW_BYTES,
@@ -21,7 +21,7 @@ from vlmpeft.data.limits import (
     check_row,
     in_mb,
 )
-from vlmpeft.data.sizes import row_bytes
+from vlmpeft.data.formats.sizes import row_bytes
 from vlmpeft.runtime.errors import UserError
 
 _ROWS_AT_ONCE = 256

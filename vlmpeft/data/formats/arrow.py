@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from vlmpeft.data.conversation import Image
-from vlmpeft.data.files import Records
-from vlmpeft.data.limits import ROW_BYTES, SLICE_BYTES, Allowance, check_regular, check_row
-from vlmpeft.data.pages import parquet_batches
-from vlmpeft.data.saved import saved_batches, saved_files
-from vlmpeft.data.sizes import row_bytes
+from vlmpeft.data.formats.files import Records
+from vlmpeft.data.formats.limits import ROW_BYTES, SLICE_BYTES, Allowance, check_regular, check_row
+from vlmpeft.data.formats.pages import parquet_batches
+from vlmpeft.data.formats.saved import saved_batches, saved_files
+from vlmpeft.data.formats.sizes import row_bytes
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.shipped import cache_dir
 

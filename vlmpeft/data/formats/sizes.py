@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmpeft.data.limits import check_cell
+from vlmpeft.data.formats.limits import check_cell
 from vlmpeft.runtime.errors import UserError
 
 _VALUE_BYTES = 32  # a number, a reference, the head of a text

@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.data.limits import check_columns
-from vlmpeft.data.values import shown
+from vlmpeft.data.formats.limits import check_columns
+from vlmpeft.data.formats.values import shown
 from vlmpeft.runtime.errors import UserError
 
 # called with each record's error; raises, or counts it and goes on

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.data.answers import choice_at, json_target, listed
-from vlmpeft.data.chat import PLACEHOLDER, accepted_answers, listed_images, split_placeholders
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.data.values import (
+from vlmpeft.data.formats.answers import choice_at, json_target, listed
+from vlmpeft.data.formats.chat_records import (
+    PLACEHOLDER,
+    accepted_answers,
+    listed_images,
+    split_placeholders,
+)
+from vlmpeft.data.formats.values import (
     as_text,
     check_column,
     fill,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.data.encode import IGNORE, PER_TOKEN, Encoded
+from vlmpeft.data.batches.encode import IGNORE, PER_TOKEN, Encoded
 
 
 def collate(samples: list[Encoded], pad_id: int) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.data.chat import conversation_from_chat, holds_conversation
 from vlmpeft.data.conversation import Conversation
-from vlmpeft.data.files import TABLES, OnError, read_json, read_table
-from vlmpeft.data.limits import check_regular, real_path
-from vlmpeft.data.rows import Columns, Recipe, check_target
-from vlmpeft.data.values import shown
+from vlmpeft.data.formats.chat_records import conversation_from_chat, holds_conversation
+from vlmpeft.data.formats.files import TABLES, OnError, read_json, read_table
+from vlmpeft.data.formats.limits import check_regular, real_path
+from vlmpeft.data.formats.rows import Columns, Recipe, check_target
+from vlmpeft.data.formats.values import shown
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
 
@@ -188,17 +188,17 @@ def _expand(path: str) -> list[Path]:
 
 def _records(file: Path, split: str, on_error: OnError) -> Generator[tuple[str, Any]]:
     if file.is_dir():
-        from vlmpeft.data.arrow import read_dataset
+        from vlmpeft.data.formats.arrow import read_dataset
 
         return read_dataset(file, split)
     check_regular(file)
     suffix = file.suffix.lower()
     if suffix == ".parquet":
-        from vlmpeft.data.arrow import read_parquet
+        from vlmpeft.data.formats.arrow import read_parquet
 
         return read_parquet(file)
     if suffix in (".tar", ".tgz") or file.name.lower().endswith(".tar.gz"):
-        from vlmpeft.data.shards import read_shard
+        from vlmpeft.data.formats.shards import read_shard
 
         return read_shard(file)
     return (read_table if suffix in TABLES else read_json)(file, on_error)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmpeft.data.conversation import Image
-from vlmpeft.data.files import Records
-from vlmpeft.data.limits import in_mb
-from vlmpeft.data.values import printable
+from vlmpeft.data.formats.files import Records
+from vlmpeft.data.formats.limits import in_mb
+from vlmpeft.data.formats.values import printable
 from vlmpeft.runtime.errors import UserError
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from vlmpeft.data.values import as_text, check_column, is_missing, shown, unpacked
+from vlmpeft.data.formats.values import as_text, check_column, is_missing, shown, unpacked
 from vlmpeft.runtime.errors import UserError
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.data.turns import Chat, Located
-from vlmpeft.data.values import one_line
+from vlmpeft.data.batches.turns import Chat, Located
+from vlmpeft.data.formats.values import one_line
 from vlmpeft.runtime.errors import UserError
 
 _START_SECONDS = 120  # until the process has imported what it needs; a busy machine is slow

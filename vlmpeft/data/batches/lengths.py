@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from vlmpeft.data.dataset import EncodedDataset
-from vlmpeft.data.encode import IGNORE, Encoded
+from vlmpeft.data.batches.dataset import EncodedDataset
+from vlmpeft.data.batches.encode import IGNORE, Encoded
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import semantic_hash, write_json
 from vlmpeft.runtime.shipped import cache_dir

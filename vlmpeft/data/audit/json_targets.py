@@ -36,7 +36,7 @@ def check_targets(
 def _against_schema(
     answers: Sequence[tuple[str, str]], schema: dict[str, Any]
 ) -> list[tuple[str, tuple[str, ...]]]:
-    from vlmpeft.json_schema import schema_violations
+    from vlmpeft.data.json_schema import schema_violations
 
     wrong = [
         f"{place}: {reason}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmpeft.data.conversation import Conversation, Image, Message, Role
-from vlmpeft.data.values import is_missing, kept, printable, shown
+from vlmpeft.data.formats.values import is_missing, kept, printable, shown
 from vlmpeft.runtime.errors import UserError
 
 PLACEHOLDER = "<image>"

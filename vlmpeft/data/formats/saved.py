@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.data.limits import check_columns, check_regular
-from vlmpeft.data.values import shown
+from vlmpeft.data.formats.limits import check_columns, check_regular
+from vlmpeft.data.formats.values import shown
 from vlmpeft.runtime.errors import UserError
 
 

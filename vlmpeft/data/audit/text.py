@@ -9,9 +9,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from vlmpeft.data.audit import Audit, SplitAudit
-from vlmpeft.data.findings import Finding
-from vlmpeft.data.tokens import TokenView
+from vlmpeft.data.audit.audit import Audit, SplitAudit
+from vlmpeft.data.audit.findings import Finding
+from vlmpeft.data.batches.token_view import TokenView
 
 _BAR = 40  # characters of the longest bar
 _EXAMPLES = 5
