@@ -25,9 +25,9 @@ import torch
 
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.module import VLMModule
-from vlmpeft.plan import Plan
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import Full, LoRA
+from vlmpeft.strategies.plan import Plan
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
 from lightning.pytorch.profilers import SimpleProfiler  # isort: skip

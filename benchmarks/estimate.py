@@ -31,9 +31,9 @@ from vlmpeft.base.loading import BaseSpec, Bits, recompute_activations
 from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import DoRA, Full, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
 

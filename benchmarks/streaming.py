@@ -27,10 +27,10 @@ from vlmpeft.adapters import save_adapter
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, Bits, load_processor, meta_model, origin
 from vlmpeft.merging.operands import give_memory
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 from vlmpeft.strategies import LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 declare_torchvision_ops()
 

@@ -3,7 +3,7 @@
 
 python scripts/published.py [--out DIR]      # seconds, no weights, deterministic
 
-Where a vision-language config exists, the plan is attached to its model on the meta device by `vlmpeft.plan.attach`;
+Where a vision-language config exists, the plan is attached to its model on the meta device by `vlmpeft.strategies.plan.attach`;
 where none does (GPT-3, CLIP-BART, methods the project lacks), the count is a formula. Percent is
 100 * trainable / (base + added).
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
+from vlmpeft.strategies.plan import Plan, attach
 
 OUT = Path(__file__).parent.parent / "results" / "published_reference"
 DORA = "DoRA (Liu et al. 2024), LLaVA-1.5-7B"

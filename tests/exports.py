@@ -14,7 +14,6 @@ from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits
 from vlmpeft.equivalence import Trial, encode_items, read_items
-from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import (
     BitFit,
     BottleneckAdapter,
@@ -24,6 +23,7 @@ from vlmpeft.strategies import (
     LoRA,
     PromptTuning,
 )
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import call, llava, randomize, write_json
 

@@ -12,7 +12,6 @@ from vlmpeft.adapters import load_adapter, save_adapter
 from vlmpeft.base.loading import origin, recompute_activations
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import has_encoder, supervised_loss
-from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (
@@ -32,6 +31,7 @@ from vlmpeft.strategies import (
     VeRA,
 )
 from vlmpeft.strategies.deltas import add_deltas
+from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
 
 from .conftest import randomize
 from .families.checks import Subject

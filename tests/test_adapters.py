@@ -11,9 +11,9 @@ from vlmpeft.adapters import check_base, load_adapter, load_tensors, save_adapte
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Full, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import randomize
 from .test_encode import Image, talk

@@ -21,11 +21,11 @@ from vlmpeft.base.quantization import requantized
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import supervised_loss
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.deltas import dequantized
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import randomize
 from .test_encode import Image, talk

@@ -15,9 +15,9 @@ from vlmpeft.chat import Chat
 from vlmpeft.data.batches.collate import collate_prompts
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import BottleneckAdapter, Full, LoRA, PromptTuning
+from vlmpeft.strategies.plan import Plan, attach
 from vlmpeft.streaming import Stream
 from vlmpeft.switching import AdapterSwitch, keep_adapters
 from vlmpeft.terminal import Terminal

@@ -21,9 +21,9 @@ from vlmpeft.estimate import (
 from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast, most_rank, with_rank
 from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import DoRA, Frozen, Full, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import ROOT, call
 from .families import save_qwen

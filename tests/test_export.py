@@ -10,9 +10,9 @@ from torch import nn
 from vlmpeft.equivalence import Answers, Difference, Gate, compare
 from vlmpeft.export import add_to_weights
 from vlmpeft.merging.merged import Merged
-from vlmpeft.plan import Plan
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.deltas import add_deltas
+from vlmpeft.strategies.plan import Plan
 
 from .conftest import write_json
 from .exports import FP32, adapter, export, line, save, saved  # noqa: F401  fixtures

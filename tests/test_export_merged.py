@@ -14,10 +14,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlmpeft.base.loading import BaseSpec, base_dir
 from vlmpeft.equivalence import TOLERANCE, Gate, compare
 from vlmpeft.export import add_to_weights
-from vlmpeft.plan import Plan
 from vlmpeft.reloading import load_checkpoint
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.low_rank import LowRank
+from vlmpeft.strategies.plan import Plan
 
 from .exports import (  # noqa: F401  fixtures
     FP32,

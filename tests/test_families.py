@@ -15,10 +15,10 @@ from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss, token_losses
-from vlmpeft.plan import Plan, attach
 from vlmpeft.prefixes import SharedPrefixes
 from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import Full, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import llava, randomize, write_json
 from .families import FAMILIES, save_qwen

@@ -11,10 +11,10 @@ from vlmpeft.data.batches.encode import IGNORE
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA
-from vlmpeft.strategies.base import Component
+from vlmpeft.strategies.contract import Component
+from vlmpeft.strategies.plan import Plan, attach
 
 from .families import FAMILIES
 from .families.checks import Subject, draw_pictures, pad_id

@@ -7,9 +7,9 @@ import torch
 
 from vlmpeft.__main__ import main
 from vlmpeft.base.loading import BaseSpec, actual_bits, load_base
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import Full, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vlmpeft.base.loading import BaseSpec, Bits, load_base
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.deltas import dequantized
+from vlmpeft.strategies.plan import Plan, attach
 
 
 @pytest.mark.parametrize("width", ["nf4", "fp4", "int8"])

@@ -12,8 +12,8 @@ from vlmpeft.base.loading import BaseSpec, load_processor, recompute_activations
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import supervised_loss, token_losses
-from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import AdaLoRA, Full, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 from . import two_ranks
 from .conftest import ROOT, randomize

@@ -16,11 +16,11 @@ from vlmpeft.merging.combine import Merger, read_adapters
 from vlmpeft.merging.merged import Merged
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.registry import STRATEGIES
 from vlmpeft.strategies import IA3, BottleneckAdapter, LayerNormTuning, LoRA, Peft
 from vlmpeft.strategies.dense import Dense
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import randomize
 from .laws import COMPONENTS, KINDS

@@ -18,7 +18,6 @@ from vlmpeft.merging.operands import read_operand
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import shape_result
-from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import (
     BitFit,
     BottleneckAdapter,
@@ -30,6 +29,7 @@ from vlmpeft.strategies import (
 from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.dense import Dense
 from vlmpeft.strategies.low_rank import dense
+from vlmpeft.strategies.plan import Plan, attach
 from vlmpeft.tuning import GRID
 
 from .conftest import call, llava, randomize, write_json

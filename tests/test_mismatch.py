@@ -21,9 +21,9 @@ from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.mismatch import SAMPLES, find_mismatches
-from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.low_rank import dense
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import call, llava, randomize, write_json
 

@@ -15,7 +15,6 @@ from transformers import (
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, meta_model
 from vlmpeft.leaks import leak_notes
-from vlmpeft.plan import Plan, attach
 from vlmpeft.reachability import find_unreachable
 from vlmpeft.report import plan_table
 from vlmpeft.runtime.errors import UserError
@@ -29,6 +28,7 @@ from vlmpeft.strategies import (
     PrefixTuning,
     PromptTuning,
 )
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import call, randomize
 

@@ -11,10 +11,10 @@ from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.features import FeatureCache
 from vlmpeft.loss import supervised_loss
-from vlmpeft.plan import Plan, attach
 from vlmpeft.prefixes import SharedPrefixes
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA, PrefixTuning, PromptTuning
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import randomize
 from .families import save_qwen

@@ -7,9 +7,9 @@ from peft import PeftModel
 
 from vlmpeft.adapters import is_expressible_in_peft, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
-from vlmpeft.plan import Plan, attach
 from vlmpeft.servability import judge
 from vlmpeft.strategies import BottleneckAdapter, DoRA, Full, LayerNormTuning, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import call, vlmpeft
 

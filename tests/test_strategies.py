@@ -9,7 +9,6 @@ from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, origin
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import supervised_loss
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (
@@ -29,6 +28,7 @@ from vlmpeft.strategies import (
     VeRA,
 )
 from vlmpeft.strategies.deltas import add_deltas
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import randomize
 from .test_encode import Image, talk

@@ -11,8 +11,8 @@ import yaml
 
 from vlmpeft.adapters import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, base_dir, load_base, origin
-from vlmpeft.plan import Plan, attach
 from vlmpeft.strategies import LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import llava, write_json
 from .test_cli import run
@@ -135,7 +135,7 @@ HOSTILE = {
     "a function": (_strategy("subprocess.Popen", args=["touch", MARK]), "'subprocess.Popen'"),
     "a builtin": (_strategy("builtins.exec"), "'builtins.exec'"),
     "a class of a library": (_strategy("torch.nn.Linear"), "'torch.nn.Linear'"),
-    "the contract itself": (_strategy("vlmpeft.strategies.base.Strategy"), "abstract"),
+    "the contract itself": (_strategy("vlmpeft.strategies.contract.Strategy"), "abstract"),
     "a name through a module of ours": (
         _strategy("vlmpeft.runtime.registry.importlib.reload"),
         "none of",

@@ -16,10 +16,10 @@ from vlmpeft.merging import ties
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.operands import read_operand
 from vlmpeft.merging.rules import linear
-from vlmpeft.plan import Plan, attach
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.strategies import BitFit, BottleneckAdapter, DoRA, Full, LayerNormTuning, LoRA
 from vlmpeft.strategies.low_rank import dense
+from vlmpeft.strategies.plan import Plan, attach
 
 from .conftest import call, randomize
 from .families import FAMILIES

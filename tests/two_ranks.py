@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 
 from vlmpeft.base.loading import BaseSpec, Bits
 from vlmpeft.module import VLMModule
-from vlmpeft.plan import Plan
 from vlmpeft.strategies import LoRA
+from vlmpeft.strategies.plan import Plan
 
 # (question tokens, answer tokens) of each micro-batch of one accumulation window, rank by rank: 4 and 12 are learnt
 WINDOWS = [[(3, 1), (5, 3)], [(4, 2), (2, 10)]]

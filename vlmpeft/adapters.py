@@ -16,10 +16,10 @@ from vlmpeft import __version__
 from vlmpeft.base.components import PLANNED, Components
 from vlmpeft.base.loading import BaseSpec, Bits
 from vlmpeft.manifest import MANIFEST, read_manifest
-from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.own_code import refuse_own_code
 from vlmpeft.runtime.records import read_short
+from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
 
 PREFIX = "base_model.model."  # of PEFT's tensor names
 PEFT_WEIGHTS = "adapter_model.safetensors"

@@ -21,7 +21,6 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.fit import Eval, FitRun, Search, new_run_dir
 from vlmpeft.manifest import read_manifest
 from vlmpeft.module import VLMModule
-from vlmpeft.plan import allow_strategies
 from vlmpeft.progress import FitProgress, MetricsCsv
 from vlmpeft.readiness import make_scorer, use_adapter
 from vlmpeft.report import group_table, headlines
@@ -36,6 +35,7 @@ from vlmpeft.runtime.records import (
 from vlmpeft.runtime.registry import STRATEGIES, import_all
 from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.scoring import score_loader
+from vlmpeft.strategies.plan import allow_strategies
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
 

@@ -20,10 +20,10 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import Result
 from vlmpeft.mismatch import Mismatch, find_mismatches
-from vlmpeft.plan import allow_strategies
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.visible import terminal_console, visible
+from vlmpeft.strategies.plan import allow_strategies
 from vlmpeft.tuning import GRID, Judge, grid_of, plain, search
 from vlmpeft.whole_merge import GateName, WholeMerge
 

@@ -52,8 +52,8 @@ def tiny_step() -> tuple[float, int, int]:
     from vlmpeft.data.batches.collate import collate
     from vlmpeft.data.datamodule import VLMData
     from vlmpeft.loss import supervised_loss
-    from vlmpeft.plan import Plan, attach
     from vlmpeft.strategies import Full, LoRA
+    from vlmpeft.strategies.plan import Plan, attach
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor, components = load_base(BaseSpec(), device)

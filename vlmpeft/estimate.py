@@ -13,8 +13,8 @@ from torch import nn
 
 from vlmpeft.base.components import COMPONENTS, Components
 from vlmpeft.base.loading import QUANTIZED, BaseSpec, quantization_config
-from vlmpeft.plan import AttachedPlan
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.strategies.plan import AttachedPlan
 
 FP32 = 4
 WIDTH_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -38,11 +38,11 @@ from vlmpeft.forecast import (
     rank_of,
     with_rank,
 )
-from vlmpeft.plan import Plan
 from vlmpeft.planning import PlanCLI
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.visible import terminal_console
+from vlmpeft.strategies.plan import Plan
 
 Cases = dict[str, tuple[BaseSpec, Plan]]
 

@@ -13,10 +13,10 @@ from torch import nn
 from vlmpeft.adapters import PREFIX
 from vlmpeft.base.loading import DTYPES, BaseSpec, load_config, weight_files
 from vlmpeft.base.quantization import requantized
-from vlmpeft.plan import AttachedPlan
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta, dense
+from vlmpeft.strategies.plan import AttachedPlan
 
 REPORT = "export.json"
 

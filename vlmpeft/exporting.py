@@ -34,12 +34,12 @@ from vlmpeft.loadability import Loadability
 from vlmpeft.manifest import read_manifest
 from vlmpeft.merge_target import MergeTarget, Onto
 from vlmpeft.merged_export import MergedExport
-from vlmpeft.plan import ALLOW_HELP, AttachedPlan, allow_strategies, attach
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import versions
 from vlmpeft.runtime.visible import terminal_console
+from vlmpeft.strategies.plan import ALLOW_HELP, AttachedPlan, allow_strategies, attach
 
 
 def main(args: list[str]) -> None:

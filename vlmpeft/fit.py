@@ -17,7 +17,6 @@ from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.module import VLMModule
-from vlmpeft.plan import check_has_trainables
 from vlmpeft.readiness import make_scorer, start_from
 from vlmpeft.report import device_name, model_card, plan_table, print_result
 from vlmpeft.runtime.errors import UserError
@@ -37,6 +36,7 @@ from vlmpeft.runtime.shipped import cache_dir
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.scoring import Scores, score_loader, to_device
 from vlmpeft.self_test import gradient_self_test
+from vlmpeft.strategies.plan import check_has_trainables
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
 

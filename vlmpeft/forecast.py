@@ -18,10 +18,10 @@ from vlmpeft.estimate import (
     static_bytes,
     weight_widths,
 )
-from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.rehearsal import Rehearsed, Stage
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Full, LoRA, Strategy
+from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
 
 PLAIN, CHECKPOINTED = "plain", "checkpointed"
 DEFAULT_RANK = 16

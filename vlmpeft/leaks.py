@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from vlmpeft.plan import AttachedPlan
+from vlmpeft.strategies.plan import AttachedPlan
 
 
 def leak_notes(attached: AttachedPlan, *, explicit_only: bool = False) -> list[str]:

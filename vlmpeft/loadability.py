@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmpeft.merging.result import linear_weights
-from vlmpeft.plan import AttachedPlan
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.servability import MAX_RANK, Engine, judge
+from vlmpeft.strategies.plan import AttachedPlan
 
 
 @dataclass(frozen=True)

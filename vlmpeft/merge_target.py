@@ -11,9 +11,9 @@ from vlmpeft.base.components import PLANNED
 from vlmpeft.base.loading import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
 from vlmpeft.equivalence import TOLERANCE
 from vlmpeft.export import stored_width
-from vlmpeft.plan import Plan
 from vlmpeft.routes import ALONE, ATTACHED
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.strategies.plan import Plan
 
 Onto = Literal["full", "dequantized", "quantized"]
 

@@ -17,11 +17,11 @@ from vlmpeft.equivalence import make_trial
 from vlmpeft.export import add_to_weights, find_carriers, write_checkpoint
 from vlmpeft.features import Sample
 from vlmpeft.merge_target import MergeTarget, starts_from_quantized
-from vlmpeft.plan import Plan
 from vlmpeft.reloading import encode_again, keep_as_stored, load_checkpoint
 from vlmpeft.routes import ALONE, ATTACHED, Routes
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta
+from vlmpeft.strategies.plan import Plan
 
 
 @dataclass

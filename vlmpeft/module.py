@@ -20,10 +20,10 @@ from vlmpeft.base.loading import (
 )
 from vlmpeft.loss import supervised_loss
 from vlmpeft.metrics.build import MetricSpec, build_metric
-from vlmpeft.plan import AttachedPlan, Plan, attach, check_has_trainables
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.scoring import Scorer, to_device
 from vlmpeft.servability import Engine, check_servable
+from vlmpeft.strategies.plan import AttachedPlan, Plan, attach, check_has_trainables
 
 # after vlmpeft.metrics, which has declared torchvision's operators
 import lightning.pytorch as pl  # isort: skip

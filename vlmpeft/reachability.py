@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vlmpeft.base.components import find_components
-from vlmpeft.plan import AttachedPlan, Plan, attach
+from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
 from vlmpeft.twin import build_twin, picture_batches
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vlmpeft.base.loading import DTYPES
 from vlmpeft.loss import supervised_loss
-from vlmpeft.plan import AttachedPlan
+from vlmpeft.strategies.plan import AttachedPlan
 from vlmpeft.weightless import Weightless, has_memory
 
 BACKWARD = "backward"

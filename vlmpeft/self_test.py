@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmpeft.loss import supervised_loss
-from vlmpeft.plan import AttachedPlan
+from vlmpeft.strategies.plan import AttachedPlan
 
 _NUDGE = 1e-3  # standard deviation of what zero-initialised tensors get: behind a zero there is no gradient
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlmpeft.plan import AttachedPlan
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Attachment
+from vlmpeft.strategies.plan import AttachedPlan
 
 Engine = Literal["peft", "vllm"]
 ENGINES: tuple[Engine, ...] = ("peft", "vllm")

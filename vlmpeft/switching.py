@@ -18,8 +18,8 @@ from vlmpeft.adapters import (
 )
 from vlmpeft.base.components import Components
 from vlmpeft.manifest import read_manifest
-from vlmpeft.plan import AttachedPlan, Plan
 from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.strategies.plan import AttachedPlan, Plan
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from vlmpeft.data.batches.encode import IGNORE, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.decoding import Limits, WholePrompts
 from vlmpeft.loss import supervised_loss
-from vlmpeft.plan import Plan, attach
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA
+from vlmpeft.strategies.plan import Plan, attach
 
 PLAN = Plan(vision=LoRA(r=2), projector=Full(), language=LoRA(r=2))
 

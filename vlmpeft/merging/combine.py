@@ -31,9 +31,9 @@ from vlmpeft.merging.operands import (
 )
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import Result, attach_result, linear_weights, shape_result
-from vlmpeft.plan import Plan
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.low_rank import Delta, LowRank, dense
+from vlmpeft.strategies.plan import Plan
 
 
 @dataclass

@@ -15,10 +15,10 @@ from vlmpeft.adapters import adapter_plan, load_part, trained_base
 from vlmpeft.base.components import PLANNED, Components
 from vlmpeft.base.loading import origin
 from vlmpeft.manifest import read_manifest
-from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Frozen, LoRA, Strategy
 from vlmpeft.strategies.low_rank import Delta
+from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
 
 FACTORS_ONLY = (
     "default",

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vlmpeft.base.components import PLANNED, Components
 from vlmpeft.merging.operands import give_memory
-from vlmpeft.plan import AttachedPlan, Plan, attach
 from vlmpeft.strategies import Frozen, LoRA, Strategy
 from vlmpeft.strategies.dense import DELTA, Dense, carriers
 from vlmpeft.strategies.low_rank import Delta, LowRank, best_of_rank, dense
+from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
 
 ENOUGH = 0.95  # share of the squared norm below which `auto` writes dense dW
 SCALE = 2.0  # alpha / r of the LoRA that is written, the default of LoRA

@@ -1,8 +1,8 @@
 """What can be done to one component of a VLM: the strategies, by the names their papers use."""
 
 from vlmpeft.strategies.adalora import AdaLoRA
-from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy
 from vlmpeft.strategies.bottleneck import BottleneckAdapter
+from vlmpeft.strategies.contract import Attachment, Component, PeftPart, Strategy
 from vlmpeft.strategies.fixed import Frozen, Full
 from vlmpeft.strategies.ia3 import IA3
 from vlmpeft.strategies.lora import DoRA, LoRA

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 
 _GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of PEFT's RankAllocator

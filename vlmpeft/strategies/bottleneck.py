@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 
 _CHILD = "bottleneck_adapter"
 _FEEDFORWARD = ("mlp", "feed_forward", "feedforward", "ffn", "fc")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy, is_plain_linear
+from vlmpeft.strategies.contract import Attachment, Component, Strategy, is_plain_linear
 from vlmpeft.strategies.deltas import Deltas
 from vlmpeft.strategies.selected import refuse_quantized, train_in_place
 

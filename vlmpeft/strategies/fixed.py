@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, PeftPart, Strategy
 from vlmpeft.strategies.selected import refuse_quantized, train_in_place
 
 

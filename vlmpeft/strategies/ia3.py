@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy, names_module
+from vlmpeft.strategies.contract import Attachment, Component, Strategy, names_module
 from vlmpeft.strategies.peft_layers import attach_tuner
 
 # what keys, values and the second feed-forward layer are called in transformers' models

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlmpeft.base.loading import BaseSpec, weight_files
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, PeftPart, Strategy, names_module
+from vlmpeft.strategies.contract import Attachment, Component, PeftPart, Strategy, names_module
 from vlmpeft.strategies.deltas import Deltas
 from vlmpeft.strategies.loftq import start_from_residual
 from vlmpeft.strategies.low_rank import dense

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 
 # of LoraConfig: PEFT imports the module that megatron_core names; of all configs: the library of the base's class

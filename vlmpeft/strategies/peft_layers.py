@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.deltas import wrapper_deltas
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.soft_tokens import insert_soft_tokens
 from vlmpeft.strategies.visual_prompt import insert_visual_prompts
 from vlmpeft.strategies.word_start import Start

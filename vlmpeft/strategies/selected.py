@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.deltas import in_place_deltas
 
 

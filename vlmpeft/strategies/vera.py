@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 
 

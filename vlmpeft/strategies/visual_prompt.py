@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.base import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, Strategy
 
 _CHILD = "visual_prompts"
 # what a layer is given if its positions are not learned vectors, or its pictures are packed into one row
