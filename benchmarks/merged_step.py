@@ -25,7 +25,7 @@ from strategies import interval, structure
 from transformers import AutoModelForImageTextToText
 
 from vlmpeft import LoRA, Plan, attach
-from vlmpeft.adapters import save_adapter
+from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor, origin
 from vlmpeft.loss import supervised_logits
 from vlmpeft.merging.combine import read_adapters

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters import load_adapter
+from vlmpeft.adapters.folder import load_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import Decoded, Limits, WholePrompts

@@ -16,7 +16,7 @@ from typing import Any
 
 from factorwise import cosine, peft_ties
 
-from vlmpeft.adapters import load_adapter
+from vlmpeft.adapters.folder import load_adapter
 from vlmpeft.merging.combine import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.registry import RULES

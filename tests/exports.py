@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmpeft.adapters import load_adapter, save_adapter
+from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.decoding import Limits

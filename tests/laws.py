@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.adapters import load_adapter, save_adapter
+from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import origin, recompute_activations
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.loss import has_encoder, supervised_loss

@@ -7,7 +7,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from vlmpeft.adapters import check_base, load_adapter, load_tensors, save_adapter, trained_base
+from vlmpeft.adapters.folder import (
+    check_base,
+    load_adapter,
+    load_tensors,
+    save_adapter,
+    trained_base,
+)
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from vlmpeft.adapters import load_adapter, save_adapter
+from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, origin
 from vlmpeft.chat import Chat
 from vlmpeft.data.batches.collate import collate_prompts

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmpeft.adapters import read_tensors
+from vlmpeft.adapters.folder import read_tensors
 from vlmpeft.base.loading import base_dir
 
 from .exports import (  # noqa: F401  fixtures

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlmpeft.adapters import load_adapter, read_tensors, save_adapter
+from vlmpeft.adapters.folder import load_adapter, read_tensors, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, origin
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.merging.conflicts import conflicts

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlmpeft.adapters import (
+from vlmpeft.adapters.folder import (
     chat_template,
     load_adapter,
     read_manifest,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlmpeft.adapters import is_expressible_in_peft, load_adapter, save_adapter
+from vlmpeft.adapters.folder import is_expressible_in_peft, load_adapter, save_adapter
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, origin
 from vlmpeft.data.batches.collate import collate

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from vlmpeft.adapters import save_adapter
+from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, base_dir, load_base, origin
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.plan import Plan, attach

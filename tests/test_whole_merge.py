@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from vlmpeft import patching, places
-from vlmpeft.adapters import save_adapter
+from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, base_dir, load_base, meta_model, origin
 from vlmpeft.merging import ties
 from vlmpeft.merging.combine import Merger

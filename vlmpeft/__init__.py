@@ -28,9 +28,9 @@ _PUBLIC = {
     "VLMModule": "vlmpeft.module",
     "attach": "vlmpeft.strategies.plan",
     "find_components": "vlmpeft.base.components",
-    "load_adapter": "vlmpeft.adapters",
+    "load_adapter": "vlmpeft.adapters.folder",
     "load_base": "vlmpeft.base.loading",
-    "save_adapter": "vlmpeft.adapters",
+    "save_adapter": "vlmpeft.adapters.folder",
 }
 
 __all__ = [*_PUBLIC]  # noqa: PLE0604

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters import (
+from vlmpeft.adapters.folder import (
     PREFIX,
     chat_template,
     load_adapter,

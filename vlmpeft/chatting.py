@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 import torch
 
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import BaseSpec, Bits, Width, load_base, origin
 from vlmpeft.chat import Chat, read_picture
 from vlmpeft.config import names_of, quiet_libraries
-from vlmpeft.manifest import read_manifest
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.visible import visible

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 import yaml
 
-from vlmpeft.adapters import adapter_plan
+from vlmpeft.adapters.folder import adapter_plan
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import parameter_count
 from vlmpeft.checkpoints import BEST, LAST, AtomicCheckpointIO, RunCheckpoints, read_checkpoint
 from vlmpeft.config import explain, names_of, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.fit import Eval, FitRun, Search, new_run_dir
-from vlmpeft.manifest import read_manifest
 from vlmpeft.module import VLMModule
 from vlmpeft.progress import FitProgress, MetricsCsv
 from vlmpeft.readiness import make_scorer, use_adapter

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vlmpeft.manifest import read_manifest
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.registry import METRICS, STRATEGIES, resolve
 from vlmpeft.runtime.shipped import shipped_configs_dir

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.adapters import PREFIX
+from vlmpeft.adapters.folder import PREFIX
 from vlmpeft.base.loading import DTYPES, BaseSpec, load_config, weight_files
 from vlmpeft.base.quantization import requantized
 from vlmpeft.runtime.errors import UserError

@@ -14,13 +14,14 @@ from typing import Any, get_args
 import torch
 
 from vlmpeft.adapter_export import AdapterExport
-from vlmpeft.adapters import (
+from vlmpeft.adapters.folder import (
     adapter_plan,
     check_base,
     read_tensors,
     saved_processor,
     trained_base,
 )
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, meta_model, origin
 from vlmpeft.config import names_of, quiet_libraries
@@ -31,7 +32,6 @@ from vlmpeft.export_card import card
 from vlmpeft.export_tables import show
 from vlmpeft.features import Sample
 from vlmpeft.loadability import Loadability
-from vlmpeft.manifest import read_manifest
 from vlmpeft.merge_target import MergeTarget, Onto
 from vlmpeft.merged_export import MergedExport
 from vlmpeft.runtime.arguments import Parser

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmpeft.adapters import (
+from vlmpeft.adapters.folder import (
     save_adapter,
 )
 from vlmpeft.base.loading import origin

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters import load_adapter, saved_processor, trained_base
+from vlmpeft.adapters.folder import load_adapter, saved_processor, trained_base
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import BaseSpec, fingerprint, load_base
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.equivalence import encode_items, make_trial, read_items
-from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.operands import bases_named
 from vlmpeft.runtime.errors import UserError

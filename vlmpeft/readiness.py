@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmpeft.adapters import adapter_plan, check_base, load_tensors
+from vlmpeft.adapters.folder import adapter_plan, check_base, load_tensors
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import origin
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.decoding import find_end_ids
-from vlmpeft.manifest import read_manifest
 from vlmpeft.module import VLMModule
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.scoring import Scorer

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlmpeft.adapters import PEFT_WEIGHTS, saved_processor
+from vlmpeft.adapters.folder import PEFT_WEIGHTS, saved_processor
 from vlmpeft.base.loading import BaseSpec, base_dir, load_base
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.equivalence import encode_items, same_encoding

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmpeft.adapters import (
+from vlmpeft.adapters.folder import (
     adapter_plan,
     attach_tensors,
     chat_template,
     check_base,
     read_tensors,
 )
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import Components
-from vlmpeft.manifest import read_manifest
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.strategies.plan import AttachedPlan, Plan
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters import chat_template
+from vlmpeft.adapters.folder import chat_template
 from vlmpeft.base.loading import load_base
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.merging.combine import Merger

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmpeft.adapters import PEFT_WEIGHTS, PREFIX
+from vlmpeft.adapters.folder import PEFT_WEIGHTS, PREFIX
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.loading import QUANTIZED, base_dir
 from vlmpeft.servability import max_lora_rank

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 
-from vlmpeft.adapters import load_adapter, save_adapter
+from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.dataset import Item

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.adapters import (
+from vlmpeft.adapters.folder import (
     chat_template,
     save_adapter,
     saved_processor,
     trained_base,
     weights_file,
 )
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import PLANNED, Components, find_components
 from vlmpeft.base.loading import BaseSpec, load_base, meta_model
-from vlmpeft.manifest import read_manifest
 from vlmpeft.merging.conflicts import Conflict, conflicts
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import (
