@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from vlmpeft.base.loading import BaseSpec, Bits, recompute_activations
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
-from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import DoRA, Full, LoRA

@@ -27,7 +27,7 @@ from transformers import AutoModelForImageTextToText
 from vlmpeft import LoRA, Plan, attach
 from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor, origin
-from vlmpeft.loss import supervised_logits
+from vlmpeft.evaluation.token_loss import supervised_logits
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.runtime.records import versions, write_json

@@ -24,9 +24,9 @@ import torch
 from vlmpeft.adapters.folder import load_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.decoding import Decoded, Limits, WholePrompts
-from vlmpeft.features import FeatureCache, Sample
-from vlmpeft.prefixes import SharedPrefixes
+from vlmpeft.evaluation.decoding import Decoded, Limits, WholePrompts
+from vlmpeft.evaluation.prefix_cache import SharedPrefixes
+from vlmpeft.evaluation.tower_cache import FeatureCache, Sample
 from vlmpeft.runtime.records import versions, write_json
 
 REFERENCE, OURS = "one by one", "shared prefixes"

@@ -25,7 +25,7 @@ import torch
 from step import build_loader, build_model
 
 from vlmpeft import LoRA, Plan, attach, find_components
-from vlmpeft.loss import supervised_loss
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import BottleneckAdapter
 

@@ -12,8 +12,8 @@ import pytest
 from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.decoding import Limits
-from vlmpeft.equivalence import Trial, encode_items, read_items
+from vlmpeft.evaluation.decoding import Limits
+from vlmpeft.evaluation.equivalence import Trial, encode_items, read_items
 from vlmpeft.strategies import (
     BitFit,
     BottleneckAdapter,

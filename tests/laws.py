@@ -11,7 +11,7 @@ from torch import nn
 from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import origin, recompute_activations
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.loss import has_encoder, supervised_loss
+from vlmpeft.evaluation.token_loss import has_encoder, supervised_loss
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (

@@ -165,7 +165,7 @@ def test_a_broken_adapter_file_is_one_line(tmp_path, tiny):
 
 
 def test_the_base_is_bitwise_unchanged_by_training_steps(tiny_nf4, pictures):
-    from vlmpeft.loss import supervised_loss
+    from vlmpeft.evaluation.token_loss import supervised_loss
 
     model, processor, components = tiny_nf4
     attached = attach(Plan(projector=LoRA(), language=LoRA()), model, components)

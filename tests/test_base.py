@@ -20,7 +20,7 @@ from vlmpeft.base.loading import (
 from vlmpeft.base.quantization import requantized
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.loss import supervised_loss
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA

@@ -14,7 +14,7 @@ from vlmpeft.base.loading import BaseSpec, Bits, origin
 from vlmpeft.chat import Chat
 from vlmpeft.data.batches.collate import collate_prompts
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.decoding import Limits, WholePrompts
+from vlmpeft.evaluation.decoding import Limits, WholePrompts
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import BottleneckAdapter, Full, LoRA, PromptTuning
 from vlmpeft.strategies.plan import Plan, attach

@@ -18,8 +18,8 @@ from vlmpeft.estimate import (
     tensor_bytes,
     weight_widths,
 )
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast, most_rank, with_rank
-from vlmpeft.loss import supervised_loss
 from vlmpeft.module import VLMModule
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import DoRA, Frozen, Full, LoRA

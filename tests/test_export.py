@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlmpeft.equivalence import Answers, Difference, Gate, compare
+from vlmpeft.evaluation.equivalence import Answers, Difference, Gate, compare
 from vlmpeft.export import add_to_weights
 from vlmpeft.merging.merged import Merged
 from vlmpeft.strategies import LoRA

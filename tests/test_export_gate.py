@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlmpeft.adapter_export import AdapterExport
-from vlmpeft.equivalence import TOLERANCE
+from vlmpeft.evaluation.equivalence import TOLERANCE
 from vlmpeft.reloading import load_in_peft
 from vlmpeft.runtime.errors import GateFailed
 

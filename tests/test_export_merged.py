@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmpeft.base.loading import BaseSpec, base_dir
-from vlmpeft.equivalence import TOLERANCE, Gate, compare
+from vlmpeft.evaluation.equivalence import TOLERANCE, Gate, compare
 from vlmpeft.export import add_to_weights
 from vlmpeft.reloading import load_checkpoint
 from vlmpeft.strategies import Full, LoRA

@@ -12,10 +12,10 @@ from vlmpeft.base.loading import BaseSpec, load_base
 from vlmpeft.data.batches.collate import collate, collate_prompts
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.features import FeatureCache
-from vlmpeft.loss import supervised_loss, token_losses
-from vlmpeft.prefixes import SharedPrefixes
+from vlmpeft.evaluation.decoding import Limits, WholePrompts
+from vlmpeft.evaluation.prefix_cache import SharedPrefixes
+from vlmpeft.evaluation.token_loss import supervised_loss, token_losses
+from vlmpeft.evaluation.tower_cache import FeatureCache
 from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach

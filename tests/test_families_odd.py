@@ -8,9 +8,9 @@ from vlmpeft.base.components import Components
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import IGNORE
-from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.features import FeatureCache
-from vlmpeft.loss import supervised_loss
+from vlmpeft.evaluation.decoding import Limits, WholePrompts
+from vlmpeft.evaluation.token_loss import supervised_loss
+from vlmpeft.evaluation.tower_cache import FeatureCache
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.contract import Component

@@ -11,7 +11,7 @@ import torch
 from vlmpeft.base.loading import BaseSpec, load_processor, recompute_activations
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.loss import supervised_loss, token_losses
+from vlmpeft.evaluation.token_loss import supervised_loss, token_losses
 from vlmpeft.strategies import AdaLoRA, Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach
 

@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from vlmpeft.metrics import Answer, Contains, ExactMatch, TextMetric, TokenF1, build_metric
+from vlmpeft.evaluation.metrics import (
+    Answer,
+    Contains,
+    ExactMatch,
+    TextMetric,
+    TokenF1,
+    build_metric,
+)
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.registry import METRICS
 
@@ -254,7 +261,7 @@ def test_identity_holds_every_argument_defaults_too():
     assert tuned.clone().identity() == tuned.identity()
     same = {"ignore_case": True, "ignore_punctuation": False}
     assert ExactMatch(ignore_case=True).identity() == {
-        "class_path": "vlmpeft.metrics.text.ExactMatch",
+        "class_path": "vlmpeft.evaluation.metrics.text.ExactMatch",
         "init_args": same,
     }
 
@@ -262,7 +269,12 @@ def test_identity_holds_every_argument_defaults_too():
 def test_building_by_class_path_passes_arguments():
     spec = {"class_path": "ExactMatch", "init_args": {"ignore_case": True}}
     assert build_metric(spec).score("Red", "red") == 1
-    assert build_metric({"class_path": "vlmpeft.metrics.text.ExactMatch"}).score("Red", "red") == 0
+    assert (
+        build_metric({"class_path": "vlmpeft.evaluation.metrics.text.ExactMatch"}).score(
+            "Red", "red"
+        )
+        == 0
+    )
     assert (
         build_metric({"class_path": "Anls", "init_args": {"threshold": 1}}).score("ab", "ac") == 0.5
     )
@@ -278,7 +290,7 @@ def init(name, **init_args):
         ("ExactMach", "Did you mean ExactMatch"),
         ("exact_match", "Did you mean ExactMatch"),
         ("json.JSONDecoder", r"not a vlmpeft\.TextMetric subclass"),
-        ("vlmpeft.metrics.Nothing", "cannot be imported"),
+        ("vlmpeft.evaluation.metrics.Nothing", "cannot be imported"),
         ({"class": "ExactMatch"}, "neither a name nor"),
         (3, "neither a name nor"),
         ({"class_path": "ExactMatch", "initargs": {}}, "Did you mean init_args"),
@@ -296,7 +308,7 @@ def init(name, **init_args):
         (init("ChanceCorrected", metric="Exact"), "ExactMatch"),
         ("JsonFields", "schema"),
         (f"{__name__}.Nameless", "no `name`"),
-        ("vlmpeft.metrics.TextMetric", "abstract"),
+        ("vlmpeft.evaluation.metrics.TextMetric", "abstract"),
     ],
 )
 def test_a_wrong_metric_says_what_to_do(spec, message):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vlmpeft.metrics import Answer, JsonFields, load_schema, schema_violations
+from vlmpeft.evaluation.metrics import Answer, JsonFields, load_schema, schema_violations
 from vlmpeft.runtime.errors import UserError
 
 SCHEMA = {

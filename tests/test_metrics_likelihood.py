@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from vlmpeft.metrics import Answer, ChanceCorrected, ChoiceAccuracy, Perplexity, TokenF1
-from vlmpeft.metrics.chance import best_constant
+from vlmpeft.evaluation.metrics import Answer, ChanceCorrected, ChoiceAccuracy, Perplexity, TokenF1
+from vlmpeft.evaluation.metrics.chance import best_constant
 from vlmpeft.runtime.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmpeft.metrics import Answer, Bleu, CiderD, RougeL
+from vlmpeft.evaluation.metrics import Answer, Bleu, CiderD, RougeL
 from vlmpeft.runtime.errors import UserError
 
 CAPTIONS = [

@@ -18,7 +18,7 @@ from vlmpeft.adapters.folder import (
 )
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.equivalence import encode_items, make_trial, read_items
+from vlmpeft.evaluation.equivalence import encode_items, make_trial, read_items
 from vlmpeft.merging.combine import read_adapters
 from vlmpeft.mismatch import SAMPLES, find_mismatches
 from vlmpeft.strategies import Full, LoRA

@@ -8,10 +8,10 @@ from vlmpeft.base.loading import BaseSpec, Bits, load_base, recompute_activation
 from vlmpeft.data.batches.collate import collate, collate_prompts
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.features import FeatureCache
-from vlmpeft.loss import supervised_loss
-from vlmpeft.prefixes import SharedPrefixes
+from vlmpeft.evaluation.decoding import Limits, WholePrompts
+from vlmpeft.evaluation.prefix_cache import SharedPrefixes
+from vlmpeft.evaluation.token_loss import supervised_loss
+from vlmpeft.evaluation.tower_cache import FeatureCache
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA, PrefixTuning, PromptTuning
 from vlmpeft.strategies.plan import Plan, attach

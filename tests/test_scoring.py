@@ -10,12 +10,19 @@ from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.conversation import Conversation, Message
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.workbench.build import cached_task
-from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.features import FeatureCache, pictures
-from vlmpeft.metrics import Answer, ChoiceAccuracy, ExactMatch, JsonFields, TokenF1, VqaAccuracy
-from vlmpeft.metrics.build import build_metric
-from vlmpeft.prefixes import SharedPrefixes
-from vlmpeft.scoring import Scorer, read_answer, score_loader, scores_by_group
+from vlmpeft.evaluation.decoding import Limits, WholePrompts
+from vlmpeft.evaluation.metrics import (
+    Answer,
+    ChoiceAccuracy,
+    ExactMatch,
+    JsonFields,
+    TokenF1,
+    VqaAccuracy,
+)
+from vlmpeft.evaluation.metrics.build import build_metric
+from vlmpeft.evaluation.prefix_cache import SharedPrefixes
+from vlmpeft.evaluation.scoring import Scorer, read_answer, score_loader, scores_by_group
+from vlmpeft.evaluation.tower_cache import FeatureCache, pictures
 
 from .conftest import llava, write_json
 

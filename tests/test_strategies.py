@@ -8,7 +8,7 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, origin
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.loss import supervised_loss
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (

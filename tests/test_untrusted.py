@@ -140,7 +140,7 @@ HOSTILE = {
         _strategy("vlmpeft.runtime.registry.importlib.reload"),
         "none of",
     ),
-    "a metric": (_strategy("vlmpeft.metrics.text.ExactMatch"), "none of vlmpeft's"),
+    "a metric": (_strategy("vlmpeft.evaluation.metrics.text.ExactMatch"), "none of vlmpeft's"),
     "a name of ours elsewhere": (_strategy("evil.LoRA"), "none of vlmpeft's"),
     "no text": (_strategy(["evil"]), "manifest.json is of another form"),
     "no path": (_strategy(""), "unknown name"),

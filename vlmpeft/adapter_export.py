@@ -30,9 +30,9 @@ from vlmpeft.base.loading import (
     meta_model,
     resolve_bits,
 )
-from vlmpeft.equivalence import TOLERANCE, compare, make_trial
+from vlmpeft.evaluation.equivalence import TOLERANCE, compare, make_trial
+from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.factoring import factor
-from vlmpeft.features import Sample
 from vlmpeft.loadability import Loadability
 from vlmpeft.merging.operands import read_operand
 from vlmpeft.merging.result import Result, attach_result, linear_weights

@@ -17,8 +17,8 @@ from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.formats.chat_records import PLACEHOLDER, split_placeholders
 from vlmpeft.data.images import DEFAULT_MAX_PIXELS, open_image, read_bytes
-from vlmpeft.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
-from vlmpeft.features import Sample
+from vlmpeft.evaluation.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
+from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.streaming import Stream
 from vlmpeft.switching import AdapterSwitch, KeptAdapter

@@ -12,7 +12,7 @@ from vlmpeft.config import quiet_libraries
 from vlmpeft.data.audit.audit import audit
 from vlmpeft.data.audit.html_page import write_page
 from vlmpeft.data.audit.text import print_audit
-from vlmpeft.metrics import JsonFields
+from vlmpeft.evaluation.metrics import JsonFields
 from vlmpeft.planning import PlanCLI
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import GateFailed

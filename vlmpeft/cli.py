@@ -19,6 +19,7 @@ from vlmpeft.base.loading import parameter_count
 from vlmpeft.checkpoints import BEST, LAST, AtomicCheckpointIO, RunCheckpoints, read_checkpoint
 from vlmpeft.config import explain, names_of, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.evaluation.scoring import score_loader
 from vlmpeft.fit import Eval, FitRun, Search, new_run_dir
 from vlmpeft.module import VLMModule
 from vlmpeft.progress import FitProgress, MetricsCsv
@@ -34,7 +35,6 @@ from vlmpeft.runtime.records import (
 )
 from vlmpeft.runtime.registry import STRATEGIES, import_all
 from vlmpeft.runtime.visible import terminal_console, visible
-from vlmpeft.scoring import score_loader
 from vlmpeft.strategies.plan import allow_strategies
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip

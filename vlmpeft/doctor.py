@@ -51,7 +51,7 @@ def tiny_step() -> tuple[float, int, int]:
     from vlmpeft.base.loading import BaseSpec, load_base
     from vlmpeft.data.batches.collate import collate
     from vlmpeft.data.datamodule import VLMData
-    from vlmpeft.loss import supervised_loss
+    from vlmpeft.evaluation.token_loss import supervised_loss
     from vlmpeft.strategies import Full, LoRA
     from vlmpeft.strategies.plan import Plan, attach
 

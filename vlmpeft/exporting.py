@@ -26,11 +26,11 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, meta_model, origin
 from vlmpeft.config import names_of, quiet_libraries
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.equivalence import BUILT_IN, encode_items, read_items
+from vlmpeft.evaluation.equivalence import BUILT_IN, encode_items, read_items
+from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.export import write_report
 from vlmpeft.export_card import card
 from vlmpeft.export_tables import show
-from vlmpeft.features import Sample
 from vlmpeft.loadability import Loadability
 from vlmpeft.merge_target import MergeTarget, Onto
 from vlmpeft.merged_export import MergedExport

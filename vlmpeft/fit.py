@@ -16,6 +16,7 @@ from vlmpeft.base.loading import origin
 from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
 from vlmpeft.module import VLMModule
 from vlmpeft.readiness import make_scorer, start_from
 from vlmpeft.report import device_name, model_card, plan_table, print_result
@@ -34,7 +35,6 @@ from vlmpeft.runtime.records import (
 )
 from vlmpeft.runtime.shipped import cache_dir
 from vlmpeft.runtime.visible import terminal_console
-from vlmpeft.scoring import Scores, score_loader, to_device
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies.plan import check_has_trainables
 

@@ -9,7 +9,7 @@ import torch
 
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.loading import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
-from vlmpeft.equivalence import TOLERANCE
+from vlmpeft.evaluation.equivalence import TOLERANCE
 from vlmpeft.export import stored_width
 from vlmpeft.routes import ALONE, ATTACHED
 from vlmpeft.runtime.errors import UserError

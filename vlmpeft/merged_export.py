@@ -13,9 +13,9 @@ import torch
 from vlmpeft.adapters.folder import load_adapter
 from vlmpeft.base.components import Components
 from vlmpeft.base.loading import load_base
-from vlmpeft.equivalence import make_trial
+from vlmpeft.evaluation.equivalence import make_trial
+from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.export import add_to_weights, find_carriers, write_checkpoint
-from vlmpeft.features import Sample
 from vlmpeft.merge_target import MergeTarget, starts_from_quantized
 from vlmpeft.reloading import encode_again, keep_as_stored, load_checkpoint
 from vlmpeft.routes import ALONE, ATTACHED, Routes

@@ -18,14 +18,14 @@ from vlmpeft.base.loading import (
     load_processor,
     recompute_activations,
 )
-from vlmpeft.loss import supervised_loss
-from vlmpeft.metrics.build import MetricSpec, build_metric
+from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
+from vlmpeft.evaluation.scoring import Scorer, to_device
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.scoring import Scorer, to_device
 from vlmpeft.servability import Engine, check_servable
 from vlmpeft.strategies.plan import AttachedPlan, Plan, attach, check_has_trainables
 
-# after vlmpeft.metrics, which has declared torchvision's operators
+# after vlmpeft.evaluation.metrics, which has declared torchvision's operators
 import lightning.pytorch as pl  # isort: skip
 from lightning.pytorch.utilities import rank_zero_warn  # isort: skip
 

@@ -8,10 +8,10 @@ from vlmpeft.adapters.folder import adapter_plan, check_base, load_tensors
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import origin
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.decoding import find_end_ids
+from vlmpeft.evaluation.decoding import find_end_ids
+from vlmpeft.evaluation.scoring import Scorer
 from vlmpeft.module import VLMModule
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.scoring import Scorer
 
 
 def make_scorer(module: VLMModule, data: VLMData, adapter: str | None = None) -> Scorer:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmpeft.base.loading import DTYPES
-from vlmpeft.loss import supervised_loss
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.strategies.plan import AttachedPlan
 from vlmpeft.weightless import Weightless, has_memory
 

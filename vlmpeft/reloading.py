@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from vlmpeft.adapters.folder import PEFT_WEIGHTS, saved_processor
 from vlmpeft.base.loading import BaseSpec, base_dir, load_base
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.equivalence import encode_items, same_encoding
-from vlmpeft.features import Sample
+from vlmpeft.evaluation.equivalence import encode_items, same_encoding
+from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.runtime.errors import GateFailed
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vlmpeft.equivalence import Answers, Gate, Trial, compare
-from vlmpeft.features import Sample
+from vlmpeft.evaluation.equivalence import Answers, Gate, Trial, compare
+from vlmpeft.evaluation.tower_cache import Sample
 
 ATTACHED, ALONE = "attached, as trained", "no adapter, as trained"
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmpeft.loss import supervised_loss
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.strategies.plan import AttachedPlan
 
 _NUDGE = 1e-3  # standard deviation of what zero-initialised tensors get: behind a zero there is no gradient

@@ -12,12 +12,12 @@ import torch
 from vlmpeft.adapters.folder import chat_template
 from vlmpeft.base.loading import load_base
 from vlmpeft.data.datamodule import VLMData
+from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
+from vlmpeft.evaluation.scoring import Scorer, score_loader
 from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import Result, attach_result
-from vlmpeft.metrics.build import MetricSpec, build_metric
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.scoring import Scorer, score_loader
 
 GRID: dict[str, tuple[float, ...]] = {
     "lam": (0.3, 0.5, 0.7, 1.0, 1.5, 2.0),

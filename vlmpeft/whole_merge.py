@@ -12,8 +12,8 @@ import torch
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.loading import QUANTIZED, BaseSpec, Bits, fingerprint, load_base
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.decoding import Limits, find_pad_id
-from vlmpeft.equivalence import TOLERANCE, encode_items, make_trial, read_items
+from vlmpeft.evaluation.decoding import Limits, find_pad_id
+from vlmpeft.evaluation.equivalence import TOLERANCE, encode_items, make_trial, read_items
 from vlmpeft.export import set_limits, stored_width
 from vlmpeft.export_card import whole_merge_card
 from vlmpeft.merge_target import starts_from_quantized

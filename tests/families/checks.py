@@ -14,8 +14,8 @@ from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import IGNORE, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
-from vlmpeft.decoding import Limits, WholePrompts
-from vlmpeft.loss import supervised_loss
+from vlmpeft.evaluation.decoding import Limits, WholePrompts
+from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from vlmpeft.metrics.base import TextMetric
+from vlmpeft.evaluation.metrics.base import TextMetric
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.registry import METRICS, resolve
 

@@ -16,9 +16,9 @@ from vlmpeft.data.batches.dataset import Item, scored_items
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.workbench.build import PREFIX, cached_task
-from vlmpeft.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
-from vlmpeft.features import Sample
-from vlmpeft.loss import supervised_logits
+from vlmpeft.evaluation.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
+from vlmpeft.evaluation.token_loss import supervised_logits
+from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.runtime.errors import GateFailed, UserError
 
 BUILT_IN = f"{PREFIX}format"

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from vlmpeft.metrics.base import Answer, TextMetric
-from vlmpeft.metrics.build import build_metric
+from vlmpeft.evaluation.metrics.base import Answer, TextMetric
+from vlmpeft.evaluation.metrics.build import build_metric
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
 _CANDIDATES = 50  # constant answers tried, most frequent references first

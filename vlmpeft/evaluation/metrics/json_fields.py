@@ -16,8 +16,8 @@ from vlmpeft.data.json_schema import (
     schema_violations,
     violation,
 )
-from vlmpeft.metrics.base import Answer, TextMetric
-from vlmpeft.metrics.json_values import (
+from vlmpeft.evaluation.metrics.base import Answer, TextMetric
+from vlmpeft.evaluation.metrics.json_values import (
     Values,
     bag,
     canonical,

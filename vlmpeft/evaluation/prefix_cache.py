@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from vlmpeft.data.batches.encode import PER_TOKEN
-from vlmpeft.decoding import Decoded, Limits
-from vlmpeft.features import FeatureCache, Pictures, Sample, pictures
-from vlmpeft.loss import head_sees_only
+from vlmpeft.evaluation.decoding import Decoded, Limits
+from vlmpeft.evaluation.token_loss import head_sees_only
+from vlmpeft.evaluation.tower_cache import FeatureCache, Pictures, Sample, pictures
 
 _ROWS = 256  # choices in one forward pass
 # settings of a base's generation_config under which an answer is not the plain argmax

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlmpeft.metrics.base import Answer, TextMetric
-from vlmpeft.metrics.vqa_words import normalise
+from vlmpeft.evaluation.metrics.base import Answer, TextMetric
+from vlmpeft.evaluation.metrics.vqa_words import normalise
 from vlmpeft.runtime.errors import UserError
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vlmpeft.data.batches.collate import collate, collate_prompts
 from vlmpeft.data.batches.encode import IGNORE
-from vlmpeft.features import FeatureCache, Sample
-from vlmpeft.loss import has_encoder, token_losses
+from vlmpeft.evaluation.token_loss import has_encoder, token_losses
+from vlmpeft.evaluation.tower_cache import FeatureCache, Sample
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.text import rouge_score
 from torchmetrics.functional.text.bleu import _bleu_score_compute, _bleu_score_update
 
-from vlmpeft.metrics.base import Answer, TextMetric
+from vlmpeft.evaluation.metrics.base import Answer, TextMetric
 from vlmpeft.runtime.errors import UserError
 
 Ngrams = Counter[tuple[str, ...]]

@@ -13,10 +13,10 @@ from torchmetrics import MeanMetric
 
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.decoding import Decoded, Limits, WholePrompts, find_pad_id
-from vlmpeft.features import FeatureCache, Sample
-from vlmpeft.metrics import Answer, TextMetric
-from vlmpeft.prefixes import SharedPrefixes
+from vlmpeft.evaluation.decoding import Decoded, Limits, WholePrompts, find_pad_id
+from vlmpeft.evaluation.metrics import Answer, TextMetric
+from vlmpeft.evaluation.prefix_cache import SharedPrefixes
+from vlmpeft.evaluation.tower_cache import FeatureCache, Sample
 
 Scores = dict[str, float]
 _CHECKED = 8  # samples that are decoded in both ways, to see that both say the same

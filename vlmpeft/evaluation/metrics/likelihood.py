@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vlmpeft.metrics.base import Answer, TextMetric
+from vlmpeft.evaluation.metrics.base import Answer, TextMetric
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
 

@@ -7,7 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 
-from vlmpeft.metrics.base import TextMetric
+from vlmpeft.evaluation.metrics.base import TextMetric
 
 
 class ExactMatch(TextMetric):
