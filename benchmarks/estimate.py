@@ -29,8 +29,8 @@ import torch
 
 from vlmpeft.base.loading import BaseSpec, Bits, recompute_activations
 from vlmpeft.evaluation.token_loss import supervised_loss
-from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.module import VLMModule
+from vlmpeft.preflight.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import DoRA, Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach

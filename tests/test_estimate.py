@@ -9,7 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, recompute_activations
-from vlmpeft.estimate import (
+from vlmpeft.evaluation.token_loss import supervised_loss
+from vlmpeft.module import VLMModule
+from vlmpeft.preflight.forecast import (
+    CHECKPOINTED,
+    PLAIN,
+    Load,
+    blank_of,
+    forecast,
+    most_rank,
+    with_rank,
+)
+from vlmpeft.preflight.static_memory import (
     attached_widths,
     convention_bytes,
     largest,
@@ -18,9 +29,6 @@ from vlmpeft.estimate import (
     tensor_bytes,
     weight_widths,
 )
-from vlmpeft.evaluation.token_loss import supervised_loss
-from vlmpeft.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast, most_rank, with_rank
-from vlmpeft.module import VLMModule
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import DoRA, Frozen, Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach

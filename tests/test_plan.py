@@ -14,8 +14,8 @@ from transformers import (
 
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, meta_model
-from vlmpeft.leaks import leak_notes
-from vlmpeft.reachability import find_unreachable
+from vlmpeft.preflight.leaks import leak_notes
+from vlmpeft.preflight.reachability import find_unreachable
 from vlmpeft.report import plan_table
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import (

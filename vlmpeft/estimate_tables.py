@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmpeft.base.components import COMPONENTS
-from vlmpeft.estimate import FULL_FINE_TUNING_BYTES
-from vlmpeft.forecast import CHECKPOINTED, DEFAULT_RANK, PLAIN
+from vlmpeft.preflight.forecast import CHECKPOINTED, DEFAULT_RANK, PLAIN
+from vlmpeft.preflight.static_memory import FULL_FINE_TUNING_BYTES
 
 GB = 10**9
 _TITLES = {"plan": "plan", "full": "full fine-tuning", "qlora": "QLoRA"}

@@ -16,15 +16,9 @@ import torch
 
 from vlmpeft.base.loading import BaseSpec
 from vlmpeft.config import quiet_libraries
-from vlmpeft.estimate import (
-    FULL_FINE_TUNING_BYTES,
-    OPTIMIZER_BYTES,
-    convention_bytes,
-    largest,
-    shortcut_bytes,
-)
 from vlmpeft.estimate_tables import GB, print_report
-from vlmpeft.forecast import (
+from vlmpeft.planning import PlanCLI
+from vlmpeft.preflight.forecast import (
     CHECKPOINTED,
     PLAIN,
     Forecast,
@@ -38,7 +32,13 @@ from vlmpeft.forecast import (
     rank_of,
     with_rank,
 )
-from vlmpeft.planning import PlanCLI
+from vlmpeft.preflight.static_memory import (
+    FULL_FINE_TUNING_BYTES,
+    OPTIMIZER_BYTES,
+    convention_bytes,
+    largest,
+    shortcut_bytes,
+)
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.visible import terminal_console

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmpeft.merging.result import linear_weights
+from vlmpeft.preflight.servability import MAX_RANK, Engine, judge
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.servability import MAX_RANK, Engine, judge
 from vlmpeft.strategies.plan import AttachedPlan
 
 

@@ -21,8 +21,8 @@ from vlmpeft.base.loading import (
 from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
 from vlmpeft.evaluation.scoring import Scorer, to_device
 from vlmpeft.evaluation.token_loss import supervised_loss
+from vlmpeft.preflight.servability import Engine, check_servable
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.servability import Engine, check_servable
 from vlmpeft.strategies.plan import AttachedPlan, Plan, attach, check_has_trainables
 
 # after vlmpeft.evaluation.metrics, which has declared torchvision's operators

@@ -15,13 +15,13 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import NUM_BITS, meta_model, resolve_bits
 from vlmpeft.cli import VLMCLI
 from vlmpeft.config import quiet_libraries
-from vlmpeft.leaks import leak_notes
-from vlmpeft.reachability import Reachability, find_unreachable
+from vlmpeft.preflight.leaks import leak_notes
+from vlmpeft.preflight.reachability import Reachability, find_unreachable
+from vlmpeft.preflight.servability import ENGINES, Engine, Verdict, judge
 from vlmpeft.report import plan_table
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.runtime.visible import terminal_console
-from vlmpeft.servability import ENGINES, Engine, Verdict, judge
 from vlmpeft.strategies.plan import AttachedPlan, attach
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmpeft.base.loading import actual_bits
-from vlmpeft.leaks import leak_notes
+from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.runtime.records import folder_bytes
 from vlmpeft.saved_config import names_from_outside
 from vlmpeft.strategies.plan import AttachedPlan, Plan

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmpeft.adapters.folder import PEFT_WEIGHTS, PREFIX
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.loading import QUANTIZED, base_dir
-from vlmpeft.servability import max_lora_rank
+from vlmpeft.preflight.servability import max_lora_rank
 
 
 def lora_targets(written: Mapping[str, Tensor]) -> list[str]:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from vlmpeft.base.loading import DTYPES
 from vlmpeft.evaluation.token_loss import supervised_loss
+from vlmpeft.preflight.fake_tensors import Weightless, has_memory
 from vlmpeft.strategies.plan import AttachedPlan
-from vlmpeft.weightless import Weightless, has_memory
 
 BACKWARD = "backward"
 

@@ -10,15 +10,15 @@ import torch
 
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, Bits, compute_dtype, meta_model, recompute_activations
-from vlmpeft.blank import Blank, blank_conversation
-from vlmpeft.estimate import (
+from vlmpeft.preflight.dummy_batch import Blank, blank_conversation
+from vlmpeft.preflight.static_memory import (
     FP32,
     StaticBytes,
     attached_widths,
     static_bytes,
     weight_widths,
 )
-from vlmpeft.rehearsal import Rehearsed, Stage
+from vlmpeft.preflight.step_memory import Rehearsed, Stage
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Full, LoRA, Strategy
 from vlmpeft.strategies.plan import AttachedPlan, Plan, attach

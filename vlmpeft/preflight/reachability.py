@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from vlmpeft.base.components import find_components
+from vlmpeft.preflight.shrunken_model import build_twin, picture_batches
 from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
-from vlmpeft.twin import build_twin, picture_batches
 
 
 @dataclass(frozen=True)
