@@ -17,13 +17,13 @@ from typing import Any
 from factorwise import cosine, peft_ties
 
 from vlmpeft.adapters.folder import load_adapter
-from vlmpeft.merging.combine import Merger, read_adapters
+from vlmpeft.merging.merger import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.merging.registry import RULES
+from vlmpeft.merging.rule_table import RULES
+from vlmpeft.merging.tuning import Judge, plain, search
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
-from vlmpeft.tuning import Judge, plain, search
 
 TASKS = ("format", "paints", "stock")
 LAM = (0.3, 0.6, 1.0)

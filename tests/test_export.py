@@ -9,7 +9,7 @@ from torch import nn
 
 from vlmpeft.evaluation.equivalence import Answers, Difference, Gate, compare
 from vlmpeft.export import add_to_weights
-from vlmpeft.merging.merged import Merged
+from vlmpeft.merging.strategy import Merged
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.plan import Plan

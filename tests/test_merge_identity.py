@@ -12,10 +12,10 @@ from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.merging.combine import Merger, read_adapters
-from vlmpeft.merging.merged import Merged
+from vlmpeft.merging.merger import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.merging.registry import RULES
+from vlmpeft.merging.rule_table import RULES
+from vlmpeft.merging.strategy import Merged
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.registry import STRATEGIES
 from vlmpeft.strategies import IA3, BottleneckAdapter, LayerNormTuning, LoRA, Peft

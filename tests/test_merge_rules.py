@@ -19,9 +19,9 @@ from vlmpeft.merging import (
     ties,
 )
 from vlmpeft.merging.engine import merge
+from vlmpeft.merging.kth_largest import kth_largest
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.merging.registry import RULES
-from vlmpeft.merging.select import kth_largest
+from vlmpeft.merging.rule_table import RULES
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.low_rank import LowRank, best_of_rank, dense, weighted_sum
 

@@ -11,13 +11,14 @@ import torch
 
 from vlmpeft.adapters.folder import load_adapter, read_tensors, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, origin
-from vlmpeft.merging.combine import read_adapters
 from vlmpeft.merging.conflicts import conflicts
-from vlmpeft.merging.merged import Merged
+from vlmpeft.merging.merger import read_adapters
 from vlmpeft.merging.operands import read_operand
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import shape_result
+from vlmpeft.merging.rule_table import RULES
+from vlmpeft.merging.strategy import Merged
+from vlmpeft.merging.tuning import GRID
 from vlmpeft.strategies import (
     BitFit,
     BottleneckAdapter,
@@ -30,7 +31,6 @@ from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.dense import Dense
 from vlmpeft.strategies.low_rank import dense
 from vlmpeft.strategies.plan import Plan, attach
-from vlmpeft.tuning import GRID
 
 from .conftest import call, llava, randomize, write_json
 from .test_strategies import batch, logits  # noqa: F401  a fixture

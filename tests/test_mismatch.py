@@ -19,8 +19,8 @@ from vlmpeft.adapters.folder import (
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.equivalence import encode_items, make_trial, read_items
-from vlmpeft.merging.combine import read_adapters
-from vlmpeft.mismatch import SAMPLES, find_mismatches
+from vlmpeft.merging.base_mismatch import SAMPLES, find_mismatches
+from vlmpeft.merging.merger import read_adapters
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.low_rank import dense
 from vlmpeft.strategies.plan import Plan, attach

@@ -13,9 +13,9 @@ from vlmpeft import patching, places
 from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, base_dir, load_base, meta_model, origin
 from vlmpeft.merging import ties
-from vlmpeft.merging.combine import Merger
+from vlmpeft.merging.averaging import linear
+from vlmpeft.merging.merger import Merger
 from vlmpeft.merging.operands import read_operand
-from vlmpeft.merging.rules import linear
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.strategies import BitFit, BottleneckAdapter, DoRA, Full, LayerNormTuning, LoRA
 from vlmpeft.strategies.low_rank import dense

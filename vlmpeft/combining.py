@@ -12,19 +12,19 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from vlmpeft.config import explain, names_of, quiet_libraries
-from vlmpeft.heatmap import draw_conflicts
 from vlmpeft.merge_tables import show, show_whole
-from vlmpeft.merging.combine import Merger, read_adapters
+from vlmpeft.merging.base_mismatch import Mismatch, find_mismatches
+from vlmpeft.merging.conflict_plot import draw_conflicts
 from vlmpeft.merging.conflicts import Conflict
+from vlmpeft.merging.merger import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.merging.registry import RULES
 from vlmpeft.merging.result import Result
-from vlmpeft.mismatch import Mismatch, find_mismatches
+from vlmpeft.merging.rule_table import RULES
+from vlmpeft.merging.tuning import GRID, Judge, grid_of, plain, search
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.strategies.plan import allow_strategies
-from vlmpeft.tuning import GRID, Judge, grid_of, plain, search
 from vlmpeft.whole_merge import GateName, WholeMerge
 
 LISTS = ("--adapters", "--weights", "--data")

@@ -17,8 +17,8 @@ from vlmpeft.evaluation.equivalence import TOLERANCE, encode_items, make_trial, 
 from vlmpeft.export import set_limits, stored_width
 from vlmpeft.export_card import whole_merge_card
 from vlmpeft.merge_target import starts_from_quantized
-from vlmpeft.merging.combine import Merger
 from vlmpeft.merging.engine import shapes_of
+from vlmpeft.merging.merger import Merger
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import attach_result
 from vlmpeft.patching import Patched, check_untouched, copy_weights, patch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from vlmpeft.merging.rules import given_weights
+from vlmpeft.merging.averaging import given_weights
 from vlmpeft.merging.sparse import Majority, check_density, elected_mean
 from vlmpeft.runtime.errors import UserError
 

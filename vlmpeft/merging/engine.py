@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vlmpeft.merging.averaging import given_weights
+from vlmpeft.merging.kth_largest import kth_largest
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.merging.rules import given_weights
-from vlmpeft.merging.select import kth_largest
 from vlmpeft.merging.sparse import between, elected_mean
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.low_rank import Delta, LowRank, dense, weighted_sum

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from vlmpeft.base.components import PLANNED
-from vlmpeft.merging.registry import Rule, RuleName, Scope, find_rule
+from vlmpeft.merging.rule_table import Rule, RuleName, Scope, find_rule
 from vlmpeft.merging.sparse import Majority, check_density
 from vlmpeft.runtime.errors import UserError, did_you_mean
 

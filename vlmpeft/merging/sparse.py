@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.merging.rules import given_weights
+from vlmpeft.merging.averaging import given_weights
 from vlmpeft.runtime.errors import UserError
 
 Majority = Literal["mass", "frequency"]

@@ -24,7 +24,7 @@ STRATEGIES = {
     "LayerNormTuning": "vlmpeft.strategies.selected.LayerNormTuning",
     "LastLayers": "vlmpeft.strategies.selected.LastLayers",
     "Dense": "vlmpeft.strategies.dense.Dense",
-    "Merged": "vlmpeft.merging.merged.Merged",
+    "Merged": "vlmpeft.merging.strategy.Merged",
     "Peft": "vlmpeft.strategies.peft_any.Peft",
 }
 METRICS = {

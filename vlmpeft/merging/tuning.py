@@ -14,7 +14,7 @@ from vlmpeft.base.loading import load_base
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
 from vlmpeft.evaluation.scoring import Scorer, score_loader
-from vlmpeft.merging.combine import Merger
+from vlmpeft.merging.merger import Merger
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import Result, attach_result
 from vlmpeft.runtime.errors import UserError, did_you_mean

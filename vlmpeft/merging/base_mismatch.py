@@ -14,7 +14,7 @@ from vlmpeft.base.loading import BaseSpec, fingerprint, load_base
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.equivalence import encode_items, make_trial, read_items
-from vlmpeft.merging.combine import Merger
+from vlmpeft.merging.merger import Merger
 from vlmpeft.merging.operands import bases_named
 from vlmpeft.runtime.errors import UserError
 

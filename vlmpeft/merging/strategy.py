@@ -12,7 +12,7 @@ from vlmpeft.base.components import PLANNED
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import check_own, read_operand
 from vlmpeft.merging.recipe import KNOBS, Recipe
-from vlmpeft.merging.registry import RuleName, Scope
+from vlmpeft.merging.rule_table import RuleName, Scope
 from vlmpeft.merging.sparse import Majority
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Attachment, Component, Strategy

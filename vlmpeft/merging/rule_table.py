@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vlmpeft.merging import dropping, rules, sparse
+from vlmpeft.merging import averaging as rules
+from vlmpeft.merging import dropping, sparse
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
 Scope = Literal["model", "component", "tensor"]
