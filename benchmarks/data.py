@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.module import VLMModule
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.plan import Plan
+from vlmpeft.training.module import VLMModule
 
-import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
+import lightning.pytorch as pl  # isort: skip  after vlmpeft.training.module
 from lightning.pytorch.profilers import SimpleProfiler  # isort: skip
 
 MOST_WAITING = 0.05

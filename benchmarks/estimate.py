@@ -29,13 +29,13 @@ import torch
 
 from vlmpeft.base.loading import BaseSpec, Bits, recompute_activations
 from vlmpeft.evaluation.token_loss import supervised_loss
-from vlmpeft.module import VLMModule
 from vlmpeft.preflight.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.runtime.records import versions, write_json
 from vlmpeft.strategies import DoRA, Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach
+from vlmpeft.training.module import VLMModule
 
-import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
+import lightning.pytorch as pl  # isort: skip  after vlmpeft.training.module
 
 CPU, STEPS, MAX_PIXELS = torch.device("cpu"), 3, 401_408
 TARGETS = {"held": 0.05, "saved": 0.10, "peak": 0.25}

@@ -13,7 +13,6 @@ from vlmpeft.base.loading import origin, recompute_activations
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.token_loss import has_encoder, supervised_loss
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (
     IA3,
     AdaLoRA,
@@ -32,6 +31,7 @@ from vlmpeft.strategies import (
 )
 from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
+from vlmpeft.training.gradient_check import gradient_self_test
 
 from .conftest import randomize
 from .families.checks import Subject

@@ -22,10 +22,10 @@ from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.plan import Plan, attach
+from vlmpeft.training.gradient_check import gradient_self_test
 
 from .conftest import randomize
 from .test_encode import Image, talk
@@ -245,7 +245,7 @@ def test_a_folder_without_weights_is_one_line(tmp_path):
 
 def test_batch_normalisation_of_a_trained_component_stays_in_eval_mode(tiny):
     """Its running statistics are the base's, and no adapter carries them."""
-    from vlmpeft.module import VLMModule
+    from vlmpeft.training.module import VLMModule
 
     model, _, components = tiny
     model.model.vision_tower.norm = nn.BatchNorm1d(4)

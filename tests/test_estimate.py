@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, recompute_activations
 from vlmpeft.evaluation.token_loss import supervised_loss
-from vlmpeft.module import VLMModule
 from vlmpeft.preflight.forecast import (
     CHECKPOINTED,
     PLAIN,
@@ -32,6 +31,7 @@ from vlmpeft.preflight.static_memory import (
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import DoRA, Frozen, Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach
+from vlmpeft.training.module import VLMModule
 
 from .conftest import ROOT, call
 from .families import save_qwen

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.runtime.records import read_items, read_record
+from vlmpeft.training.checkpoints import RunCheckpoints
 
 from .conftest import ROOT, call, llava, write_json
 

@@ -16,7 +16,6 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, meta_model
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.reachability import find_unreachable
-from vlmpeft.report import plan_table
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import (
     IA3,
@@ -29,6 +28,7 @@ from vlmpeft.strategies import (
     PromptTuning,
 )
 from vlmpeft.strategies.plan import Plan, attach
+from vlmpeft.training.report import plan_table
 
 from .conftest import call, randomize
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlmpeft.checkpoints import AtomicCheckpointIO
-from vlmpeft.fit import new_run_dir
-from vlmpeft.progress import MetricsCsv
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import read_items, semantic_hash, write_items, write_json
+from vlmpeft.training.checkpoints import AtomicCheckpointIO
+from vlmpeft.training.progress import MetricsCsv
+from vlmpeft.training.run import new_run_dir
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_log_is_cut_back_to_the_checkpoint(tmp_path):
 
 
 def test_selected_checkpoint_is_what_the_record_says(tmp_path):
-    from vlmpeft.checkpoints import RunCheckpoints
+    from vlmpeft.training.checkpoints import RunCheckpoints
 
     keeper = RunCheckpoints(tmp_path, every=10, select="best", monitor="val/exact_match")
     module = SimpleNamespace(load_state_dict=lambda state: None)

@@ -9,9 +9,9 @@ from torch import nn
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.runtime.records import read_record
-from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import AdaLoRA, Full, LastLayers, LoRA
 from vlmpeft.strategies.plan import Plan, attach
+from vlmpeft.training.gradient_check import gradient_self_test
 
 from .conftest import call, llava, write_json
 from .test_encode import Image, talk

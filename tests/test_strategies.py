@@ -10,7 +10,6 @@ from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import (
     IA3,
     AdaLoRA,
@@ -29,6 +28,7 @@ from vlmpeft.strategies import (
 )
 from vlmpeft.strategies.deltas import add_deltas
 from vlmpeft.strategies.plan import Plan, attach
+from vlmpeft.training.gradient_check import gradient_self_test
 
 from .conftest import randomize
 from .test_encode import Image, talk

@@ -12,9 +12,9 @@ declare_torchvision_ops()
 import lightning.pytorch as pl
 
 from vlmpeft.base.loading import BaseSpec, Bits
-from vlmpeft.module import VLMModule
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.plan import Plan
+from vlmpeft.training.module import VLMModule
 
 # (question tokens, answer tokens) of each micro-batch of one accumulation window, rank by rank: 4 and 12 are learnt
 WINDOWS = [[(3, 1), (5, 3)], [(4, 2), (2, 10)]]

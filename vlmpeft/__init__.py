@@ -25,7 +25,7 @@ _PUBLIC = {
     "TokenF1": "vlmpeft.evaluation.metrics",
     "UserError": "vlmpeft.runtime.errors",
     "VLMData": "vlmpeft.data.datamodule",
-    "VLMModule": "vlmpeft.module",
+    "VLMModule": "vlmpeft.training.module",
     "attach": "vlmpeft.strategies.plan",
     "find_components": "vlmpeft.base.components",
     "load_adapter": "vlmpeft.adapters.folder",

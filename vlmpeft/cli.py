@@ -16,15 +16,9 @@ import yaml
 from vlmpeft.adapters.folder import adapter_plan
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import parameter_count
-from vlmpeft.checkpoints import BEST, LAST, AtomicCheckpointIO, RunCheckpoints, read_checkpoint
 from vlmpeft.config import explain, names_of, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import score_loader
-from vlmpeft.fit import Eval, FitRun, Search, new_run_dir
-from vlmpeft.module import VLMModule
-from vlmpeft.progress import FitProgress, MetricsCsv
-from vlmpeft.readiness import make_scorer, use_adapter
-from vlmpeft.report import group_table, headlines
 from vlmpeft.runtime.errors import Interrupted, UserError
 from vlmpeft.runtime.records import (
     read_record,
@@ -36,6 +30,18 @@ from vlmpeft.runtime.records import (
 from vlmpeft.runtime.registry import STRATEGIES, import_all
 from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.strategies.plan import allow_strategies
+from vlmpeft.training.checkpoints import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    RunCheckpoints,
+    read_checkpoint,
+)
+from vlmpeft.training.module import VLMModule
+from vlmpeft.training.progress import FitProgress, MetricsCsv
+from vlmpeft.training.readiness import make_scorer, use_adapter
+from vlmpeft.training.report import group_table, headlines
+from vlmpeft.training.run import Eval, FitRun, Search, new_run_dir
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
 

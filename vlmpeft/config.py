@@ -19,7 +19,7 @@ from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.registry import METRICS, STRATEGIES, resolve
 from vlmpeft.runtime.shipped import shipped_configs_dir
 from vlmpeft.runtime.visible import visible
-from vlmpeft.saved_config import read_saved_config
+from vlmpeft.training.saved_config import read_saved_config
 
 
 def find_config(name: str) -> Path:

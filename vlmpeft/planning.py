@@ -18,11 +18,11 @@ from vlmpeft.config import quiet_libraries
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.reachability import Reachability, find_unreachable
 from vlmpeft.preflight.servability import ENGINES, Engine, Verdict, judge
-from vlmpeft.report import plan_table
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import AttachedPlan, attach
+from vlmpeft.training.report import plan_table
 
 
 class PlanCLI(VLMCLI):

@@ -16,9 +16,9 @@ from vlmpeft.data.batches.encode import IGNORE, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.evaluation.decoding import Limits, WholePrompts
 from vlmpeft.evaluation.token_loss import supervised_loss
-from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach
+from vlmpeft.training.gradient_check import gradient_self_test
 
 PLAN = Plan(vision=LoRA(r=2), projector=Full(), language=LoRA(r=2))
 

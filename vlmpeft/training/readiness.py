@@ -10,8 +10,8 @@ from vlmpeft.base.loading import origin
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.decoding import find_end_ids
 from vlmpeft.evaluation.scoring import Scorer
-from vlmpeft.module import VLMModule
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.training.module import VLMModule
 
 
 def make_scorer(module: VLMModule, data: VLMData, adapter: str | None = None) -> Scorer:

@@ -13,13 +13,9 @@ from vlmpeft.adapters.folder import (
     save_adapter,
 )
 from vlmpeft.base.loading import origin
-from vlmpeft.checkpoints import RunCheckpoints
 from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
-from vlmpeft.module import VLMModule
-from vlmpeft.readiness import make_scorer, start_from
-from vlmpeft.report import device_name, model_card, plan_table, print_result
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import (
     SCHEMA,
@@ -35,10 +31,14 @@ from vlmpeft.runtime.records import (
 )
 from vlmpeft.runtime.shipped import cache_dir
 from vlmpeft.runtime.visible import terminal_console
-from vlmpeft.self_test import gradient_self_test
 from vlmpeft.strategies.plan import check_has_trainables
+from vlmpeft.training.checkpoints import RunCheckpoints
+from vlmpeft.training.gradient_check import gradient_self_test
+from vlmpeft.training.module import VLMModule
+from vlmpeft.training.readiness import make_scorer, start_from
+from vlmpeft.training.report import device_name, model_card, plan_table, print_result
 
-import lightning.pytorch as pl  # isort: skip  after vlmpeft.module
+import lightning.pytorch as pl  # isort: skip  after vlmpeft.training.module
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from rich.table import Table
 from vlmpeft.base.loading import actual_bits
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.runtime.records import folder_bytes
-from vlmpeft.saved_config import names_from_outside
 from vlmpeft.strategies.plan import AttachedPlan, Plan
+from vlmpeft.training.saved_config import names_from_outside
 
 Metrics = dict[str, dict[str, dict[str, float]]]  # base | tuned -> split -> metric -> value
 
