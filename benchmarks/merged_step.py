@@ -28,10 +28,10 @@ from vlmpeft import LoRA, Plan, attach
 from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor, origin
 from vlmpeft.evaluation.token_loss import supervised_logits
+from vlmpeft.export.merge_into_checkpoint import WholeMerge
 from vlmpeft.merging.merger import read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.runtime.records import versions, write_json
-from vlmpeft.whole_merge import WholeMerge
 
 TOLERANCE = 1e-3  # of logits of some units
 FP32 = Bits("fp32", "fp32", "fp32")

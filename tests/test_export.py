@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlmpeft.evaluation.equivalence import Answers, Difference, Gate, compare
-from vlmpeft.export import add_to_weights
+from vlmpeft.export.checkpoint import add_to_weights
 from vlmpeft.merging.strategy import Merged
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.deltas import add_deltas

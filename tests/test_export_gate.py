@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmpeft.adapter_export import AdapterExport
 from vlmpeft.evaluation.equivalence import TOLERANCE
-from vlmpeft.reloading import load_in_peft
+from vlmpeft.export.reload import load_in_peft
+from vlmpeft.export.to_peft import AdapterExport
 from vlmpeft.runtime.errors import GateFailed
 
 from .exports import FP32, export, exported, line, questions, report_of, saved  # noqa: F401  fixtures

@@ -13,8 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmpeft.base.loading import BaseSpec, base_dir
 from vlmpeft.evaluation.equivalence import TOLERANCE, Gate, compare
-from vlmpeft.export import add_to_weights
-from vlmpeft.reloading import load_checkpoint
+from vlmpeft.export.checkpoint import add_to_weights
+from vlmpeft.export.reload import load_checkpoint
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.low_rank import LowRank
 from vlmpeft.strategies.plan import Plan

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from vlmpeft import patching, places
 from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, base_dir, load_base, meta_model, origin
+from vlmpeft.export.checkpoint import patch_files as patching
+from vlmpeft.export.checkpoint import tensor_locations as places
 from vlmpeft.merging import ties
 from vlmpeft.merging.averaging import linear
 from vlmpeft.merging.merger import Merger

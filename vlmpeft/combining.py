@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from vlmpeft.config import explain, names_of, quiet_libraries
+from vlmpeft.export.merge_into_checkpoint import GateName, WholeMerge
 from vlmpeft.merge_tables import show, show_whole
 from vlmpeft.merging.base_mismatch import Mismatch, find_mismatches
 from vlmpeft.merging.conflict_plot import draw_conflicts
@@ -25,7 +26,6 @@ from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.strategies.plan import allow_strategies
-from vlmpeft.whole_merge import GateName, WholeMerge
 
 LISTS = ("--adapters", "--weights", "--data")
 

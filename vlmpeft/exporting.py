@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import torch
 
-from vlmpeft.adapter_export import AdapterExport
 from vlmpeft.adapters.folder import (
     adapter_plan,
     check_base,
@@ -28,12 +27,13 @@ from vlmpeft.config import names_of, quiet_libraries
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.equivalence import BUILT_IN, encode_items, read_items
 from vlmpeft.evaluation.tower_cache import Sample
-from vlmpeft.export import write_report
-from vlmpeft.export_card import card
+from vlmpeft.export.card import card
+from vlmpeft.export.checkpoint import write_report
+from vlmpeft.export.loadability import Loadability
+from vlmpeft.export.target_weights import MergeTarget, Onto
+from vlmpeft.export.to_checkpoint import MergedExport
+from vlmpeft.export.to_peft import AdapterExport
 from vlmpeft.export_tables import show
-from vlmpeft.loadability import Loadability
-from vlmpeft.merge_target import MergeTarget, Onto
-from vlmpeft.merged_export import MergedExport
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
 from vlmpeft.runtime.errors import UserError

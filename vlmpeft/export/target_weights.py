@@ -10,8 +10,8 @@ import torch
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.loading import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
 from vlmpeft.evaluation.equivalence import TOLERANCE
-from vlmpeft.export import stored_width
-from vlmpeft.routes import ALONE, ATTACHED
+from vlmpeft.export.answer_gate import ALONE, ATTACHED
+from vlmpeft.export.checkpoint import stored_width
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.plan import Plan
 

@@ -15,10 +15,10 @@ from vlmpeft.base.components import Components
 from vlmpeft.base.loading import load_base
 from vlmpeft.evaluation.equivalence import make_trial
 from vlmpeft.evaluation.tower_cache import Sample
-from vlmpeft.export import add_to_weights, find_carriers, write_checkpoint
-from vlmpeft.merge_target import MergeTarget, starts_from_quantized
-from vlmpeft.reloading import encode_again, keep_as_stored, load_checkpoint
-from vlmpeft.routes import ALONE, ATTACHED, Routes
+from vlmpeft.export.answer_gate import ALONE, ATTACHED, Routes
+from vlmpeft.export.checkpoint import add_to_weights, find_carriers, write_checkpoint
+from vlmpeft.export.reload import encode_again, keep_as_stored, load_checkpoint
+from vlmpeft.export.target_weights import MergeTarget, starts_from_quantized
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta
 from vlmpeft.strategies.plan import Plan

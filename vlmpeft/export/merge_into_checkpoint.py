@@ -14,17 +14,17 @@ from vlmpeft.base.loading import QUANTIZED, BaseSpec, Bits, fingerprint, load_ba
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.decoding import Limits, find_pad_id
 from vlmpeft.evaluation.equivalence import TOLERANCE, encode_items, make_trial, read_items
-from vlmpeft.export import set_limits, stored_width
-from vlmpeft.export_card import whole_merge_card
-from vlmpeft.merge_target import starts_from_quantized
+from vlmpeft.export.answer_gate import ALONE, ATTACHED, Routes
+from vlmpeft.export.card import whole_merge_card
+from vlmpeft.export.checkpoint import set_limits, stored_width
+from vlmpeft.export.patch_files import Patched, check_untouched, copy_weights, patch
+from vlmpeft.export.reload import encode_again, load_checkpoint
+from vlmpeft.export.target_weights import starts_from_quantized
+from vlmpeft.export.tensor_locations import check_places, find_places
 from vlmpeft.merging.engine import shapes_of
 from vlmpeft.merging.merger import Merger
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import attach_result
-from vlmpeft.patching import Patched, check_untouched, copy_weights, patch
-from vlmpeft.places import check_places, find_places
-from vlmpeft.reloading import encode_again, load_checkpoint
-from vlmpeft.routes import ALONE, ATTACHED, Routes
 from vlmpeft.runtime.atomic_folder import written_whole
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import versions

@@ -32,14 +32,14 @@ from vlmpeft.base.loading import (
 )
 from vlmpeft.evaluation.equivalence import TOLERANCE, compare, make_trial
 from vlmpeft.evaluation.tower_cache import Sample
-from vlmpeft.factoring import factor
-from vlmpeft.loadability import Loadability
+from vlmpeft.export.answer_gate import ALONE, ATTACHED, Routes
+from vlmpeft.export.loadability import Loadability
+from vlmpeft.export.projector_as_lora import factor
+from vlmpeft.export.reload import encode_again, load_in_peft
+from vlmpeft.export.vllm_command import lora_targets, serving
 from vlmpeft.merging.operands import read_operand
 from vlmpeft.merging.result import Result, attach_result, linear_weights
-from vlmpeft.reloading import encode_again, load_in_peft
-from vlmpeft.routes import ALONE, ATTACHED, Routes
 from vlmpeft.strategies.low_rank import Delta, LowRank
-from vlmpeft.vllm_serving import lora_targets, serving
 
 CONFIG = "adapter_config.json"
 IN_PEFT = "loaded by plain PEFT"
