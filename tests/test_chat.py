@@ -11,16 +11,16 @@ from PIL import Image as Pillow
 
 from vlmpeft.adapters.folder import load_adapter, save_adapter
 from vlmpeft.base.loading import BaseSpec, Bits, origin
-from vlmpeft.chat import Chat
 from vlmpeft.data.batches.collate import collate_prompts
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.decoding import Limits, WholePrompts
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.serving.adapter_switch import AdapterSwitch, keep_adapters
+from vlmpeft.serving.chat import Chat
+from vlmpeft.serving.streaming import Stream
+from vlmpeft.serving.terminal import Terminal
 from vlmpeft.strategies import BottleneckAdapter, Full, LoRA, PromptTuning
 from vlmpeft.strategies.plan import Plan, attach
-from vlmpeft.streaming import Stream
-from vlmpeft.switching import AdapterSwitch, keep_adapters
-from vlmpeft.terminal import Terminal
 
 from .conftest import call, llava, randomize, write_json
 from .families import qwen_processor

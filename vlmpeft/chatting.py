@@ -13,14 +13,14 @@ import torch
 
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import BaseSpec, Bits, Width, load_base, origin
-from vlmpeft.chat import Chat, read_picture
 from vlmpeft.config import names_of, quiet_libraries
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.visible import visible
+from vlmpeft.serving.adapter_switch import AdapterSwitch, KeptAdapter, keep_adapters
+from vlmpeft.serving.chat import Chat, read_picture
+from vlmpeft.serving.terminal import Terminal, in_our_options, note, note_cut
 from vlmpeft.strategies.plan import ALLOW_HELP, allow_strategies
-from vlmpeft.switching import AdapterSwitch, KeptAdapter, keep_adapters
-from vlmpeft.terminal import Terminal, in_our_options, note, note_cut
 
 
 def main(args: list[str]) -> None:

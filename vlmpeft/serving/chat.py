@@ -20,8 +20,8 @@ from vlmpeft.data.images import DEFAULT_MAX_PIXELS, open_image, read_bytes
 from vlmpeft.evaluation.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
 from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.streaming import Stream
-from vlmpeft.switching import AdapterSwitch, KeptAdapter
+from vlmpeft.serving.adapter_switch import AdapterSwitch, KeptAdapter
+from vlmpeft.serving.streaming import Stream
 
 MAX_NEW_TOKENS = 256  # where no training answer says how long answers are
 _UNSAID = "answer"  # stands where the model's answer will: a prompt is what is before it

@@ -6,9 +6,9 @@ import contextlib
 import sys
 from collections.abc import Callable
 
-from vlmpeft.chat import Answer, Chat
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.visible import visible
+from vlmpeft.serving.chat import Answer, Chat
 
 # options of the other verbs, which errors of theirs name -> ours
 _OPTIONS = {
