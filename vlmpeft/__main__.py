@@ -62,7 +62,7 @@ def _fail(error: object, code: int) -> int:
 def _prepare_libraries(verb: str, args: list[str]) -> list[str]:
     """Quiet the libraries before they are imported; the arguments with configs found."""
     _quiet_libraries()
-    from vlmpeft.config import lightning_args
+    from vlmpeft.cli.config_files import lightning_args
     from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
     args = lightning_args(verb, args)
@@ -82,41 +82,41 @@ def _quiet_libraries() -> None:
 def _lightning(verb: str, args: list[str]) -> None:
     args = _prepare_libraries(verb, args)
     if verb == "plan":
-        from vlmpeft.planning import show_plan
+        from vlmpeft.cli.plan import show_plan
 
         show_plan(args)
     elif verb == "estimate":
-        from vlmpeft.estimating import show_estimate
+        from vlmpeft.cli.estimate import show_estimate
 
         show_estimate(args)
     else:
-        from vlmpeft.cli import run
+        from vlmpeft.cli.lightning_verbs import run
 
         run(verb, args)
 
 
 def _data(verb: str, args: list[str]) -> None:
-    from vlmpeft.data.command import main as data
+    from vlmpeft.cli.data import main as data
 
     data(args, _check)
 
 
 def _check(args: list[str]) -> None:
     args = _prepare_libraries("fit", args)
-    from vlmpeft.checking import check_data
+    from vlmpeft.cli.data_check import check_data
 
     check_data(args)
 
 
 def _chat(verb: str, args: list[str]) -> None:
     _quiet_libraries()
-    from vlmpeft.chatting import main as chat
+    from vlmpeft.cli.chat import main as chat
 
     chat(args)
 
 
 def _doctor(verb: str, args: list[str]) -> None:
-    from vlmpeft.doctor import main as doctor
+    from vlmpeft.cli.doctor import main as doctor
 
     doctor(args)
 
@@ -126,18 +126,18 @@ def _export(verb: str, args: list[str]) -> None:
     from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
     declare_torchvision_ops()
-    from vlmpeft.exporting import main as export
+    from vlmpeft.cli.export import main as export
 
     export(args)
 
 
 def _merge(verb: str, args: list[str]) -> None:
     _quiet_libraries()
-    from vlmpeft.config import with_found_configs
+    from vlmpeft.cli.config_files import with_found_configs
     from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
     declare_torchvision_ops()
-    from vlmpeft.combining import merge_adapters
+    from vlmpeft.cli.merge import merge_adapters
 
     merge_adapters(with_found_configs(args))
 

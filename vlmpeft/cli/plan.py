@@ -13,8 +13,8 @@ import torch
 
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import NUM_BITS, meta_model, resolve_bits
-from vlmpeft.cli import VLMCLI
-from vlmpeft.config import quiet_libraries
+from vlmpeft.cli.config_files import quiet_libraries
+from vlmpeft.cli.lightning_verbs import VLMCLI
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.reachability import Reachability, find_unreachable
 from vlmpeft.preflight.servability import ENGINES, Engine, Verdict, judge

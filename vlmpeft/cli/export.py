@@ -23,7 +23,8 @@ from vlmpeft.adapters.folder import (
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import BaseSpec, meta_model, origin
-from vlmpeft.config import names_of, quiet_libraries
+from vlmpeft.cli.config_files import names_of, quiet_libraries
+from vlmpeft.cli.export_tables import show
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.equivalence import BUILT_IN, encode_items, read_items
 from vlmpeft.evaluation.tower_cache import Sample
@@ -33,7 +34,6 @@ from vlmpeft.export.loadability import Loadability
 from vlmpeft.export.target_weights import MergeTarget, Onto
 from vlmpeft.export.to_checkpoint import MergedExport
 from vlmpeft.export.to_peft import AdapterExport
-from vlmpeft.export_tables import show
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
 from vlmpeft.runtime.errors import UserError

@@ -16,7 +16,7 @@ import yaml
 from vlmpeft.adapters.folder import adapter_plan
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import parameter_count
-from vlmpeft.config import explain, names_of, quiet_libraries
+from vlmpeft.cli.config_files import explain, names_of, quiet_libraries
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import score_loader
 from vlmpeft.runtime.errors import Interrupted, UserError

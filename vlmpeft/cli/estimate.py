@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from vlmpeft.base.loading import BaseSpec
-from vlmpeft.config import quiet_libraries
-from vlmpeft.estimate_tables import GB, print_report
-from vlmpeft.planning import PlanCLI
+from vlmpeft.cli.config_files import quiet_libraries
+from vlmpeft.cli.estimate_tables import GB, print_report
+from vlmpeft.cli.plan import PlanCLI
 from vlmpeft.preflight.forecast import (
     CHECKPOINTED,
     PLAIN,

@@ -13,7 +13,7 @@ import torch
 
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import BaseSpec, Bits, Width, load_base, origin
-from vlmpeft.config import names_of, quiet_libraries
+from vlmpeft.cli.config_files import names_of, quiet_libraries
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.visible import visible

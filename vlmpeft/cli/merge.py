@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from vlmpeft.config import explain, names_of, quiet_libraries
+from vlmpeft.cli.config_files import explain, names_of, quiet_libraries
+from vlmpeft.cli.merge_tables import show, show_whole
 from vlmpeft.export.merge_into_checkpoint import GateName, WholeMerge
-from vlmpeft.merge_tables import show, show_whole
 from vlmpeft.merging.base_mismatch import Mismatch, find_mismatches
 from vlmpeft.merging.conflict_plot import draw_conflicts
 from vlmpeft.merging.conflicts import Conflict
