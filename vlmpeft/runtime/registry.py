@@ -51,7 +51,8 @@ def resolve(name: str, names: dict[str, str]) -> Any:
     Raises:
         UserError: neither; with the closest short name.
     """
-    path = names.get(name, name)
+    short = own_name(name, names)  # also of a path that version 0.1 had
+    path = names[short] if short else name
     module, _, attribute = path.rpartition(".")
     if not module:
         raise UserError(f"unknown name {name!r}.{did_you_mean(name, names)}")

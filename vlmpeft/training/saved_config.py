@@ -66,6 +66,8 @@ def read_saved_config(path: Path, scoring: bool, allowed: Collection[str] = ()) 
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"config {path} cannot be read: {' '.join(str(error).split())}") from error
     _check_form(config, path)
+    if config.get("model"):
+        config["model"] = _as_named_today(config["model"])
     if scoring and config.get("trainer"):
         config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in _CALLED}
     for place, name in names_from_outside(config, allowed):
@@ -96,6 +98,17 @@ def _load(text: str) -> Any:
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError("it has YAML aliases; write the values out")
     return yaml.safe_load(text)
+
+
+def _as_named_today(value: Any) -> Any:
+    """The same with our classes under the paths they have today, which version 0.1 had elsewhere."""
+    if isinstance(value, dict):
+        return {key: _as_named_today(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_named_today(entry) for entry in value]
+    if isinstance(value, str) and value.startswith("vlmpeft."):
+        return (STRATEGIES | METRICS).get(own_name(value, STRATEGIES | METRICS) or "", value)
+    return value
 
 
 def _check_form(config: Any, path: Path) -> None:
