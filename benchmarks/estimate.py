@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base.loading import BaseSpec, Bits, recompute_activations
+from vlmpeft.base.loading import recompute_activations
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.preflight.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
 from vlmpeft.runtime.records import versions, write_json

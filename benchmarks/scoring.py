@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from vlmpeft.adapters.folder import load_adapter
-from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor
+from vlmpeft.base.loading import load_base, load_processor
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.decoding import Decoded, Limits, WholePrompts
 from vlmpeft.evaluation.prefix_cache import SharedPrefixes

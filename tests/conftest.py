@@ -16,7 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from vlmpeft.base.loading import BaseSpec, Bits, load_base
+from vlmpeft.base.loading import load_base
+from vlmpeft.base.spec import BaseSpec, Bits
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vlmpeft.adapters.folder import load_adapter, save_adapter
-from vlmpeft.base.loading import BaseSpec, Bits, load_base, origin
+from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.decoding import Limits
 from vlmpeft.evaluation.equivalence import Trial, encode_items, read_items

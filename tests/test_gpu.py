@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vlmpeft.__main__ import main
-from vlmpeft.base.loading import BaseSpec, actual_bits, load_base
+from vlmpeft.base.loading import actual_bits, load_base
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach

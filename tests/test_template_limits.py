@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.encode import Encoder, read_template
 from vlmpeft.data.batches.render import Limits, Renderer
 from vlmpeft.runtime.errors import UserError

@@ -5,7 +5,8 @@ import random
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches import turns
 from vlmpeft.data.batches.encode import read_template
 from vlmpeft.data.batches.turns import MovingTurnError, locate

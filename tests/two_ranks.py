@@ -11,7 +11,7 @@ declare_torchvision_ops()
 
 import lightning.pytorch as pl
 
-from vlmpeft.base.loading import BaseSpec, Bits
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.plan import Plan
 from vlmpeft.training.module import VLMModule

@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Answer": "vlmpeft.evaluation.metrics",
     "Attachment": "vlmpeft.strategies",
-    "BaseSpec": "vlmpeft.base.loading",
-    "Bits": "vlmpeft.base.loading",
+    "BaseSpec": "vlmpeft.base.spec",
+    "Bits": "vlmpeft.base.spec",
     "Component": "vlmpeft.strategies",
     "Components": "vlmpeft.base.components",
     "ExactMatch": "vlmpeft.evaluation.metrics",

@@ -8,16 +8,9 @@ import torch
 from torch import nn
 
 from vlmpeft.base.components import count_by_component
-from vlmpeft.base.loading import (
-    BaseSpec,
-    Bits,
-    actual_bits,
-    base_dir,
-    fingerprint,
-    load_base,
-    resolve_bits,
-)
+from vlmpeft.base.loading import actual_bits, fingerprint, load_base
 from vlmpeft.base.quantization import requantized
+from vlmpeft.base.spec import BaseSpec, Bits, base_dir, resolve_bits
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.token_loss import supervised_loss

@@ -8,7 +8,8 @@ import torch
 from PIL import Image as Pillow
 
 from vlmpeft.__main__ import main
-from vlmpeft.base.loading import BaseSpec, load_base
+from vlmpeft.base.loading import load_base
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.collate import collate, collate_prompts
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder
@@ -218,6 +219,6 @@ def test_the_image_token_is_the_one_that_fills_a_picture_s_positions(name, sizes
 
 
 def _fp32():
-    from vlmpeft.base.loading import Bits
+    from vlmpeft.base.spec import Bits
 
     return Bits(language="fp32")

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.audit.audit import audit, brief_audit
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.data.batches.token_view import check_labels, view_tokens

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.collate import collate, collate_prompts
 from vlmpeft.data.batches.encode import IGNORE, Encoded, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message

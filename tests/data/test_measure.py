@@ -8,7 +8,8 @@ import time
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.audit.audit import audit
 from vlmpeft.data.batches.dataset import EncodedDataset, scored_items
 from vlmpeft.data.batches.encode import Encoder

@@ -8,7 +8,8 @@ import tarfile
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.runtime.errors import UserError

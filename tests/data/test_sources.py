@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.formats.rows import Recipe

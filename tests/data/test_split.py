@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.sampler import BucketBatchSampler
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.datamodule import VLMData

@@ -7,7 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.encode import IGNORE, Encoder
 
 from .test_encode import talk

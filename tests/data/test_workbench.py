@@ -117,7 +117,8 @@ def test_records_hold_what_was_asked_for():
 
 
 def test_a_word_is_the_same_tokens_wherever_it_stands():
-    from vlmpeft.base.loading import BaseSpec, load_processor
+    from vlmpeft.base.loading import load_processor
+    from vlmpeft.base.spec import BaseSpec
 
     tokenizer = load_processor(BaseSpec()).tokenizer
     for word in (*NAMES, *COLOURS, *PLACES, *ITEMS.values(), *PAINTS.values()):

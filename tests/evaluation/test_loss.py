@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from vlmpeft.base.loading import BaseSpec, load_processor, recompute_activations
+from vlmpeft.base.loading import load_processor, recompute_activations
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.token_loss import supervised_loss, token_losses

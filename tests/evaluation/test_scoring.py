@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from vlmpeft.base.loading import BaseSpec, Bits, load_base, load_processor
+from vlmpeft.base.loading import load_base, load_processor
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.conversation import Conversation, Message
 from vlmpeft.data.datamodule import VLMData

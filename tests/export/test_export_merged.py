@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmpeft.base.loading import BaseSpec, base_dir
+from vlmpeft.base.spec import BaseSpec, base_dir
 from vlmpeft.evaluation.equivalence import TOLERANCE, Gate, compare
 from vlmpeft.export.checkpoint import add_to_weights
 from vlmpeft.export.reload import load_checkpoint

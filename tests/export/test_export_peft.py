@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmpeft.adapters.folder import read_tensors
-from vlmpeft.base.loading import base_dir
+from vlmpeft.base.spec import base_dir
 
 from ..exports import (  # noqa: F401  fixtures
     FP32,

@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmpeft.base.components import find_components
-from vlmpeft.base.loading import BaseSpec, Bits, load_base, meta_model, recompute_activations
+from vlmpeft.base.loading import load_base, meta_model, recompute_activations
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.preflight.forecast import (
     CHECKPOINTED,

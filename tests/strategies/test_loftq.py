@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vlmpeft.base.loading import BaseSpec, Bits, load_base
+from vlmpeft.base.loading import load_base
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.deltas import dequantized

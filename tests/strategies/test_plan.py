@@ -13,7 +13,8 @@ from transformers import (
 )
 
 from vlmpeft.base.components import find_components
-from vlmpeft.base.loading import BaseSpec, meta_model
+from vlmpeft.base.loading import meta_model
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.reachability import find_unreachable
 from vlmpeft.runtime.errors import UserError

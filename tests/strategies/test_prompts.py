@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from vlmpeft.base.loading import BaseSpec, Bits, load_base, recompute_activations
+from vlmpeft.base.loading import load_base, recompute_activations
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.collate import collate, collate_prompts
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder

@@ -113,7 +113,8 @@ def test_record_holds_what_the_contract_says(finished):
 
 
 def test_supervised_tokens_are_three_epochs_of_answers(finished, task):
-    from vlmpeft.base.loading import BaseSpec, load_processor
+    from vlmpeft.base.loading import load_processor
+    from vlmpeft.base.spec import BaseSpec
 
     tokenizer = load_processor(BaseSpec()).tokenizer
     answers = [
@@ -193,7 +194,8 @@ def test_init_adapter_that_does_not_fit_is_refused(finished, tmp_path, task, pic
 
 
 def test_an_adapter_of_another_base_is_refused(finished, tmp_path, capsys):
-    from vlmpeft.base.loading import BaseSpec, Bits, load_base
+    from vlmpeft.base.loading import load_base
+    from vlmpeft.base.spec import BaseSpec, Bits
 
     model, processor, _ = load_base(BaseSpec(bits=Bits(language="fp32")))
     with torch.no_grad():

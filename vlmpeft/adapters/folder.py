@@ -15,7 +15,7 @@ from torch import Tensor
 from vlmpeft import __version__
 from vlmpeft.adapters.manifest import MANIFEST, read_manifest
 from vlmpeft.base.components import PLANNED, Components
-from vlmpeft.base.loading import BaseSpec, Bits
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.own_code import refuse_own_code
 from vlmpeft.runtime.records import read_short

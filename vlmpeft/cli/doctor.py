@@ -48,7 +48,8 @@ def tiny_step() -> tuple[float, int, int]:
     """One step of LoRA + full projector on the embedded base in NF4: (loss, tensors reached, trainable)."""
     import torch
 
-    from vlmpeft.base.loading import BaseSpec, load_base
+    from vlmpeft.base.loading import load_base
+    from vlmpeft.base.spec import BaseSpec
     from vlmpeft.data.batches.collate import collate
     from vlmpeft.data.datamodule import VLMData
     from vlmpeft.evaluation.token_loss import supervised_loss

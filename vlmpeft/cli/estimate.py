@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base.loading import BaseSpec
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.cli.config_files import quiet_libraries
 from vlmpeft.cli.estimate_tables import GB, print_report
 from vlmpeft.cli.plan import PlanCLI

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from vlmpeft.base.components import find_components
-from vlmpeft.base.loading import NUM_BITS, meta_model, resolve_bits
+from vlmpeft.base.loading import meta_model
+from vlmpeft.base.spec import NUM_BITS, resolve_bits
 from vlmpeft.cli.config_files import quiet_libraries
 from vlmpeft.cli.lightning_verbs import VLMCLI
 from vlmpeft.preflight.leaks import leak_notes

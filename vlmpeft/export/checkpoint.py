@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from vlmpeft.adapters.folder import PREFIX
-from vlmpeft.base.loading import DTYPES, BaseSpec, load_config, weight_files
+from vlmpeft.base.loading import load_config, weight_files
 from vlmpeft.base.quantization import requantized
+from vlmpeft.base.spec import DTYPES, BaseSpec
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta, dense

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from vlmpeft.base.components import PLANNED
-from vlmpeft.base.loading import QUANTIZED, BaseSpec, Bits, fingerprint, load_base
+from vlmpeft.base.loading import fingerprint, load_base
+from vlmpeft.base.spec import QUANTIZED, BaseSpec, Bits
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.decoding import Limits, find_pad_id
 from vlmpeft.evaluation.equivalence import TOLERANCE, encode_items, make_trial, read_items

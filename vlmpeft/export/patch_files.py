@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vlmpeft.base.loading import BaseSpec
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.export.tensor_locations import INDEX, Place, checkpoint_files
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.strategies.low_rank import Delta, dense

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlmpeft.adapters.folder import PEFT_WEIGHTS, saved_processor
-from vlmpeft.base.loading import BaseSpec, base_dir, load_base
+from vlmpeft.base.loading import load_base
+from vlmpeft.base.spec import BaseSpec, base_dir
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.equivalence import encode_items, same_encoding
 from vlmpeft.evaluation.tower_cache import Sample

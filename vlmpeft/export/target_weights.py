@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from vlmpeft.base.components import PLANNED
-from vlmpeft.base.loading import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
+from vlmpeft.base.spec import NUM_BITS, QUANTIZED, BaseSpec, Bits, resolve_bits
 from vlmpeft.evaluation.equivalence import TOLERANCE
 from vlmpeft.export.answer_gate import ALONE, ATTACHED
 from vlmpeft.export.checkpoint import stored_width

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base.loading import BaseSpec, weight_files
+from vlmpeft.base.loading import weight_files
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.runtime.errors import UserError
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -21,15 +21,8 @@ from vlmpeft.adapters.folder import (
     save_adapter,
 )
 from vlmpeft.base.components import Components
-from vlmpeft.base.loading import (
-    DTYPES,
-    BaseSpec,
-    base_dir,
-    compute_dtype,
-    load_base,
-    meta_model,
-    resolve_bits,
-)
+from vlmpeft.base.loading import compute_dtype, load_base, meta_model
+from vlmpeft.base.spec import DTYPES, BaseSpec, base_dir, resolve_bits
 from vlmpeft.evaluation.equivalence import TOLERANCE, compare, make_trial
 from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.export.answer_gate import ALONE, ATTACHED, Routes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmpeft.adapters.folder import PEFT_WEIGHTS, PREFIX
 from vlmpeft.base.components import PLANNED
-from vlmpeft.base.loading import QUANTIZED, base_dir
+from vlmpeft.base.spec import QUANTIZED, base_dir
 from vlmpeft.preflight.servability import max_lora_rank
 
 

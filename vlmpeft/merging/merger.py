@@ -17,7 +17,8 @@ from vlmpeft.adapters.folder import (
 )
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import PLANNED, Components, find_components
-from vlmpeft.base.loading import BaseSpec, load_base, meta_model
+from vlmpeft.base.loading import load_base, meta_model
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.merging.conflicts import Conflict, conflicts
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import (

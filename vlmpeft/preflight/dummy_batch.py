@@ -15,7 +15,8 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from vlmpeft.base.loading import BaseSpec, load_processor
+from vlmpeft.base.loading import load_processor
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import IGNORE, Encoded, Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message

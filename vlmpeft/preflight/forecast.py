@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from vlmpeft.base.components import find_components
-from vlmpeft.base.loading import BaseSpec, Bits, compute_dtype, meta_model, recompute_activations
+from vlmpeft.base.loading import compute_dtype, meta_model, recompute_activations
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.preflight.dummy_batch import Blank, blank_conversation
 from vlmpeft.preflight.static_memory import (
     FP32,

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vlmpeft.base.components import COMPONENTS, Components
-from vlmpeft.base.loading import QUANTIZED, BaseSpec, quantization_config
+from vlmpeft.base.loading import quantization_config
+from vlmpeft.base.spec import QUANTIZED, BaseSpec
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.plan import AttachedPlan
 

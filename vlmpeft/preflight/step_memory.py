@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmpeft.base.loading import DTYPES
+from vlmpeft.base.spec import DTYPES
 from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.preflight.fake_tensors import Weightless, has_memory
 from vlmpeft.strategies.plan import AttachedPlan

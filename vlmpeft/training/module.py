@@ -11,13 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlmpeft.base.loading import (
-    BaseSpec,
-    autocast,
-    load_base,
-    load_processor,
-    recompute_activations,
-)
+from vlmpeft.base.loading import autocast, load_base, load_processor, recompute_activations
+from vlmpeft.base.spec import BaseSpec
 from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
 from vlmpeft.evaluation.scoring import Scorer, to_device
 from vlmpeft.evaluation.token_loss import supervised_loss
