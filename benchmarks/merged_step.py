@@ -26,7 +26,8 @@ from transformers import AutoModelForImageTextToText
 
 from vlmpeft import LoRA, Plan, attach
 from vlmpeft.adapters.folder import save_adapter
-from vlmpeft.base.loading import load_base, load_processor, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base, load_processor
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.evaluation.token_loss import supervised_logits
 from vlmpeft.export.merge_into_checkpoint import WholeMerge

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 
 from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.base.components import find_components
-from vlmpeft.base.loading import load_processor, meta_model, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_processor, meta_model
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.merging.operands import give_memory
 from vlmpeft.runtime.records import versions, write_json

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vlmpeft.adapters.folder import load_adapter, save_adapter
-from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.decoding import Limits

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from vlmpeft.adapters.folder import load_adapter, save_adapter
-from vlmpeft.base.loading import origin, recompute_activations
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import recompute_activations
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.token_loss import has_encoder, supervised_loss
 from vlmpeft.runtime.errors import UserError

@@ -14,7 +14,8 @@ from vlmpeft.adapters.folder import (
     save_adapter,
     trained_base,
 )
-from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from vlmpeft.adapters.folder import save_adapter
-from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits, base_dir
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.plan import Plan, attach

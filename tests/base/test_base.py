@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from vlmpeft.base.components import count_by_component
-from vlmpeft.base.loading import actual_bits, fingerprint, load_base
+from vlmpeft.base.fingerprint import fingerprint
+from vlmpeft.base.loading import actual_bits, load_base
 from vlmpeft.base.quantization import requantized
 from vlmpeft.base.spec import BaseSpec, Bits, base_dir, resolve_bits
 from vlmpeft.data.batches.collate import collate

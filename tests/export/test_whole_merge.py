@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from vlmpeft.adapters.folder import save_adapter
-from vlmpeft.base.loading import load_base, meta_model, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base, meta_model
 from vlmpeft.base.spec import BaseSpec, Bits, base_dir
 from vlmpeft.export.checkpoint import patch_files as patching
 from vlmpeft.export.checkpoint import tensor_locations as places

@@ -9,7 +9,8 @@ import torch
 from PIL import Image as Pillow
 
 from vlmpeft.adapters.folder import load_adapter, save_adapter
-from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.dataset import Item

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlmpeft.adapters.folder import load_adapter, read_tensors, save_adapter
-from vlmpeft.base.loading import origin
+from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.merging.conflicts import conflicts
 from vlmpeft.merging.merger import read_adapters

@@ -16,7 +16,8 @@ from vlmpeft.adapters.folder import (
     save_adapter,
     saved_processor,
 )
-from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.equivalence import encode_items, make_trial, read_items

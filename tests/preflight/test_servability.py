@@ -6,7 +6,8 @@ import pytest
 from peft import PeftModel
 
 from vlmpeft.adapters.folder import is_expressible_in_peft, save_adapter
-from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.preflight.servability import judge
 from vlmpeft.strategies import BottleneckAdapter, DoRA, Full, LayerNormTuning, LoRA

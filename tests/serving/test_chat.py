@@ -10,7 +10,7 @@ import torch
 from PIL import Image as Pillow
 
 from vlmpeft.adapters.folder import load_adapter, save_adapter
-from vlmpeft.base.loading import origin
+from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.collate import collate_prompts
 from vlmpeft.data.datamodule import VLMData

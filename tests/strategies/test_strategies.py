@@ -5,7 +5,8 @@ import torch
 
 from vlmpeft.adapters.folder import is_expressible_in_peft, load_adapter, save_adapter
 from vlmpeft.base.components import find_components
-from vlmpeft.base.loading import load_base, meta_model, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base, meta_model
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder

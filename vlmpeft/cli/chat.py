@@ -12,7 +12,8 @@ from typing import Any, get_args
 import torch
 
 from vlmpeft.adapters.manifest import read_manifest
-from vlmpeft.base.loading import load_base, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits, Width
 from vlmpeft.cli.config_files import names_of, quiet_libraries
 from vlmpeft.runtime.arguments import Parser

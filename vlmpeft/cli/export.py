@@ -22,7 +22,8 @@ from vlmpeft.adapters.folder import (
 )
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import find_components
-from vlmpeft.base.loading import meta_model, origin
+from vlmpeft.base.fingerprint import origin
+from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.cli.config_files import names_of, quiet_libraries
 from vlmpeft.cli.export_tables import show

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from vlmpeft.adapters.folder import PREFIX
-from vlmpeft.base.loading import load_config, weight_files
+from vlmpeft.base.fingerprint import weight_files
+from vlmpeft.base.loading import load_config
 from vlmpeft.base.quantization import requantized
 from vlmpeft.base.spec import DTYPES, BaseSpec
 from vlmpeft.runtime.errors import UserError

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from vlmpeft.base.components import PLANNED
-from vlmpeft.base.loading import fingerprint, load_base
+from vlmpeft.base.fingerprint import fingerprint
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import QUANTIZED, BaseSpec, Bits
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.decoding import Limits, find_pad_id

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.base.loading import weight_files
+from vlmpeft.base.fingerprint import weight_files
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.runtime.errors import UserError
 

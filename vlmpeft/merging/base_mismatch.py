@@ -10,7 +10,8 @@ import torch
 
 from vlmpeft.adapters.folder import load_adapter, saved_processor, trained_base
 from vlmpeft.adapters.manifest import read_manifest
-from vlmpeft.base.loading import fingerprint, load_base
+from vlmpeft.base.fingerprint import fingerprint
+from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.batches.dataset import Item
 from vlmpeft.data.batches.encode import Encoder

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlmpeft.adapters.folder import adapter_plan, load_part, trained_base
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import PLANNED, Components
-from vlmpeft.base.loading import origin
+from vlmpeft.base.fingerprint import origin
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Frozen, LoRA, Strategy
 from vlmpeft.strategies.low_rank import Delta

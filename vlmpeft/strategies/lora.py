@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vlmpeft.base.loading import weight_files
+from vlmpeft.base.fingerprint import weight_files
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.contract import Attachment, Component, PeftPart, Strategy, names_module

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlmpeft.adapters.folder import adapter_plan, check_base, load_tensors
 from vlmpeft.adapters.manifest import read_manifest
-from vlmpeft.base.loading import origin
+from vlmpeft.base.fingerprint import origin
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.decoding import find_end_ids
 from vlmpeft.evaluation.scoring import Scorer

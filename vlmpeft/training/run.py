@@ -12,7 +12,7 @@ from typing import Any, Literal
 from vlmpeft.adapters.folder import (
     save_adapter,
 )
-from vlmpeft.base.loading import origin
+from vlmpeft.base.fingerprint import origin
 from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
