@@ -5,7 +5,8 @@ import json
 import pytest
 from peft import PeftModel
 
-from vlmpeft.adapters.folder import is_expressible_in_peft, save_adapter
+from vlmpeft.adapters.folder import save_adapter
+from vlmpeft.adapters.peft_form import is_expressible_in_peft
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits

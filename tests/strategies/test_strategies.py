@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vlmpeft.adapters.folder import is_expressible_in_peft, load_adapter, save_adapter
+from vlmpeft.adapters.folder import load_adapter, save_adapter
+from vlmpeft.adapters.peft_form import is_expressible_in_peft
 from vlmpeft.base.components import find_components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base, meta_model

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlmpeft import __version__
-from vlmpeft.adapters.manifest import MANIFEST, read_manifest
+from vlmpeft.adapters.manifest import MANIFEST, OWN_WEIGHTS, TEMPLATE, read_manifest
+from vlmpeft.adapters.peft_form import PEFT_WEIGHTS, PREFIX, is_expressible_in_peft, peft_config
 from vlmpeft.base.components import PLANNED, Components
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.runtime.errors import UserError
@@ -21,10 +22,6 @@ from vlmpeft.runtime.own_code import refuse_own_code
 from vlmpeft.runtime.records import read_short
 from vlmpeft.strategies.plan import AttachedPlan, Plan, attach
 
-PREFIX = "base_model.model."  # of PEFT's tensor names
-PEFT_WEIGHTS = "adapter_model.safetensors"
-OWN_WEIGHTS = "adapter.safetensors"
-TEMPLATE = "chat_template.jinja"
 _PLAUSIBLE_SIZE = 1024  # of a rank or a number of tokens, whatever the tensors are
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -94,42 +91,6 @@ def trained_tensors(attached: AttachedPlan) -> dict[str, Tensor]:
         PREFIX + name.replace(".default.", "."): parameter.detach().cpu().contiguous()
         for name, parameter in attached.trainable().items()
     }
-
-
-def is_expressible_in_peft(attached: AttachedPlan) -> bool:
-    """Whether plain PEFT can load all of it: needs a LoRA part of one kind, and a PEFT form for the rest."""
-    active = [a for a in attached.attachments if a.trainable or not a.strategy.trains]
-    parts = [attachment.peft for attachment in active]
-    kinds = {
-        (settings["rslora"], settings["dora"])
-        for part in parts
-        for settings in (part.lora.values() if part else ())
-    }
-    return all(parts) and len(kinds) == 1
-
-
-def peft_config(attached: AttachedPlan, base_id: str) -> dict[str, Any]:
-    """PEFT's adapter_config.json, with target modules as full paths.
-
-    PEFT itself would shorten them to suffixes such as q_proj, which also exist in the vision tower.
-    """
-    from peft import LoraConfig
-
-    parts = [attachment.peft for attachment in attached.attachments if attachment.peft]
-    lora = {target: settings for part in parts for target, settings in part.lora.items()}
-    first = next(iter(lora.values()))
-    config = LoraConfig(
-        r=int(first["r"]),
-        lora_alpha=first["alpha"],  # type: ignore[arg-type]
-        rank_pattern={t: s["r"] for t, s in lora.items() if s["r"] != first["r"]},
-        alpha_pattern={t: s["alpha"] for t, s in lora.items() if s["alpha"] != first["alpha"]},
-        use_rslora=bool(first["rslora"]),
-        use_dora=bool(first["dora"]),
-        modules_to_save=[module for part in parts for module in part.modules_to_save] or None,
-        base_model_name_or_path=base_id,
-        inference_mode=True,
-    ).to_dict()
-    return config | {"target_modules": list(lora)}
 
 
 def _save_partial(

@@ -8,6 +8,8 @@ from typing import Any
 
 from vlmpeft.runtime.errors import UserError
 
+OWN_WEIGHTS = "adapter.safetensors"
+TEMPLATE = "chat_template.jinja"
 MANIFEST = "manifest.json"
 _LONGEST_REASON = 200  # characters
 

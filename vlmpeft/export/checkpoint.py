@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.adapters.folder import PREFIX
+from vlmpeft.adapters.peft_form import PREFIX
 from vlmpeft.base.fingerprint import weight_files
 from vlmpeft.base.loading import load_config
 from vlmpeft.base.quantization import requantized

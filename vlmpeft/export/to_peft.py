@@ -12,14 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters.folder import (
-    PREFIX,
-    chat_template,
-    load_adapter,
-    peft_config,
-    read_tensors,
-    save_adapter,
-)
+from vlmpeft.adapters.folder import chat_template, load_adapter, read_tensors, save_adapter
+from vlmpeft.adapters.peft_form import PREFIX, peft_config
 from vlmpeft.base.components import Components
 from vlmpeft.base.loading import compute_dtype, load_base, meta_model
 from vlmpeft.base.spec import DTYPES, BaseSpec, base_dir, resolve_bits

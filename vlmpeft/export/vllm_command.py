@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmpeft.adapters.folder import PEFT_WEIGHTS, PREFIX
+from vlmpeft.adapters.peft_form import PEFT_WEIGHTS, PREFIX
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.spec import QUANTIZED, base_dir
 from vlmpeft.preflight.servability import max_lora_rank
