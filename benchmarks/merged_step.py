@@ -25,7 +25,7 @@ from strategies import interval, structure
 from transformers import AutoModelForImageTextToText
 
 from vlmpeft import LoRA, Plan, attach
-from vlmpeft.adapters.folder import save_adapter
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base, load_processor
 from vlmpeft.base.spec import BaseSpec, Bits

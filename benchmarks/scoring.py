@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.folder import load_adapter
+from vlmpeft.adapters.loading import load_adapter
 from vlmpeft.base.loading import load_base, load_processor
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.datamodule import VLMData

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from vlmpeft.adapters.folder import save_adapter
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.components import find_components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_processor, meta_model

@@ -16,7 +16,7 @@ from typing import Any
 
 from factorwise import cosine, peft_ties
 
-from vlmpeft.adapters.folder import load_adapter
+from vlmpeft.adapters.loading import load_adapter
 from vlmpeft.merging.merger import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.rule_table import RULES

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.adapters.folder import load_adapter, save_adapter
+from vlmpeft.adapters.loading import load_adapter
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import recompute_activations
 from vlmpeft.data.batches.encode import Encoder

@@ -28,9 +28,9 @@ _PUBLIC = {
     "VLMModule": "vlmpeft.training.module",
     "attach": "vlmpeft.strategies.plan",
     "find_components": "vlmpeft.base.components",
-    "load_adapter": "vlmpeft.adapters.folder",
+    "load_adapter": "vlmpeft.adapters.loading",
     "load_base": "vlmpeft.base.loading",
-    "save_adapter": "vlmpeft.adapters.folder",
+    "save_adapter": "vlmpeft.adapters.saving",
 }
 
 __all__ = [*_PUBLIC]  # noqa: PLE0604

@@ -7,13 +7,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from vlmpeft.adapters.folder import (
-    check_base,
-    load_adapter,
-    load_tensors,
-    save_adapter,
-    trained_base,
-)
+from vlmpeft.adapters.loading import check_base, load_adapter, load_tensors, trained_base
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits

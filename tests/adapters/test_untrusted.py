@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from vlmpeft.adapters.folder import save_adapter
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits, base_dir

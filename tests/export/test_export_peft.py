@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmpeft.adapters.folder import read_tensors
+from vlmpeft.adapters.loading import read_tensors
 from vlmpeft.base.spec import base_dir
 
 from ..exports import (  # noqa: F401  fixtures

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 
-from vlmpeft.adapters.folder import load_adapter, save_adapter
+from vlmpeft.adapters.loading import load_adapter
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits

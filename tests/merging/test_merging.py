@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlmpeft.adapters.folder import load_adapter, read_tensors, save_adapter
+from vlmpeft.adapters.loading import load_adapter, read_tensors
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.merging.conflicts import conflicts

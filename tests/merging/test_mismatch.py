@@ -9,13 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlmpeft.adapters.folder import (
-    chat_template,
-    load_adapter,
-    read_manifest,
-    save_adapter,
-    saved_processor,
-)
+from vlmpeft.adapters.loading import chat_template, load_adapter, read_manifest, saved_processor
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits

@@ -5,8 +5,8 @@ import json
 import pytest
 from peft import PeftModel
 
-from vlmpeft.adapters.folder import save_adapter
 from vlmpeft.adapters.peft_form import is_expressible_in_peft
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from vlmpeft.adapters.folder import load_adapter, save_adapter
+from vlmpeft.adapters.loading import load_adapter
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.collate import collate_prompts

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vlmpeft.adapters.folder import load_adapter, save_adapter
+from vlmpeft.adapters.loading import load_adapter
 from vlmpeft.adapters.peft_form import is_expressible_in_peft
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.components import find_components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base, meta_model

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from vlmpeft.adapters.folder import (
+from vlmpeft.adapters.loading import (
     adapter_plan,
     check_base,
     read_tensors,

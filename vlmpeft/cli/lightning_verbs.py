@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from vlmpeft.adapters.folder import adapter_plan
+from vlmpeft.adapters.loading import adapter_plan
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import parameter_count
 from vlmpeft.cli.config_files import explain, names_of, quiet_libraries

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.folder import load_adapter
+from vlmpeft.adapters.loading import load_adapter
 from vlmpeft.base.components import Components
 from vlmpeft.base.loading import load_base
 from vlmpeft.evaluation.equivalence import make_trial

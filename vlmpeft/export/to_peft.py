@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters.folder import chat_template, load_adapter, read_tensors, save_adapter
+from vlmpeft.adapters.loading import chat_template, load_adapter, read_tensors
 from vlmpeft.adapters.peft_form import PREFIX, peft_config
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.components import Components
 from vlmpeft.base.loading import compute_dtype, load_base, meta_model
 from vlmpeft.base.spec import DTYPES, BaseSpec, base_dir, resolve_bits

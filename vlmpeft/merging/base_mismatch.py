@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.folder import load_adapter, saved_processor, trained_base
+from vlmpeft.adapters.loading import load_adapter, saved_processor, trained_base
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.fingerprint import fingerprint
 from vlmpeft.base.loading import load_base

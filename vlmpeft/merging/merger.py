@@ -8,14 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.adapters.folder import (
-    chat_template,
-    save_adapter,
-    saved_processor,
-    trained_base,
-    weights_file,
-)
+from vlmpeft.adapters.loading import chat_template, saved_processor, trained_base, weights_file
 from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.components import PLANNED, Components, find_components
 from vlmpeft.base.loading import load_base, meta_model
 from vlmpeft.base.spec import BaseSpec

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmpeft.adapters.folder import adapter_plan, load_part, trained_base
+from vlmpeft.adapters.loading import adapter_plan, load_part, trained_base
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.components import PLANNED, Components
 from vlmpeft.base.fingerprint import origin

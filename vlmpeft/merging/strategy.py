@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters.folder import adapter_plan
+from vlmpeft.adapters.loading import adapter_plan
 from vlmpeft.base.components import PLANNED
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import check_own, read_operand

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.folder import chat_template
+from vlmpeft.adapters.loading import chat_template
 from vlmpeft.base.loading import load_base
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric

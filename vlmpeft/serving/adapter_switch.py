@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmpeft.adapters.folder import (
+from vlmpeft.adapters.loading import (
     adapter_plan,
     attach_tensors,
     chat_template,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmpeft.adapters.folder import adapter_plan, check_base, load_tensors
+from vlmpeft.adapters.loading import adapter_plan, check_base, load_tensors
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.data.datamodule import VLMData

@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmpeft.adapters.folder import (
-    save_adapter,
-)
+from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
