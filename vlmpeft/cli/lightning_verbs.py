@@ -41,7 +41,8 @@ from vlmpeft.training.module import VLMModule
 from vlmpeft.training.progress import FitProgress, MetricsCsv
 from vlmpeft.training.readiness import make_scorer, use_adapter
 from vlmpeft.training.report import group_table, headlines
-from vlmpeft.training.run import Eval, FitRun, Search, new_run_dir
+from vlmpeft.training.run import FitRun, new_run_dir
+from vlmpeft.training.settings import Eval, Search
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
@@ -37,39 +37,7 @@ from vlmpeft.training.readiness import make_scorer, start_from
 from vlmpeft.training.report import device_name, model_card, plan_table, print_result
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.training.module
-
-
-@dataclass(frozen=True)
-class Eval:
-    """How a run is scored.
-
-    Args:
-        select: which checkpoint is scored: the last, or the best by the primary metric on val.
-        every: optimizer steps between validations; 0 is once an epoch for best, never for last.
-        limit: items scored per split; null is all.
-        batch_size: items generated for at once.
-        controls: scored as well, after training: blank shows a grey picture in place of each, shuffled that of
-            another item. A model that looks at its pictures does worse.
-    """
-
-    select: Literal["best", "last"] = "last"
-    every: int = 0
-    limit: int | None = None
-    batch_size: int = 64
-    controls: list[Literal["blank", "shuffled"]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Search:
-    """How the settings of a run were found; a score chosen among many is worth less.
-
-    Args:
-        tried: settings that were compared before these were taken.
-        on: the split they were compared on.
-    """
-
-    tried: int = 1
-    on: str = "val"
+from vlmpeft.training.settings import Eval, Search
 
 
 class FitRun:
