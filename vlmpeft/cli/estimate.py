@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from vlmpeft.base.spec import BaseSpec
-from vlmpeft.cli.config_files import quiet_libraries
 from vlmpeft.cli.estimate_tables import GB, print_report
 from vlmpeft.cli.plan import PlanCLI
 from vlmpeft.preflight.forecast import (
@@ -41,6 +40,7 @@ from vlmpeft.preflight.static_memory import (
 )
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import Plan
 

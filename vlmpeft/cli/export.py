@@ -25,7 +25,7 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import BaseSpec
-from vlmpeft.cli.config_files import names_of, quiet_libraries
+from vlmpeft.cli.config_files import names_of
 from vlmpeft.cli.export_tables import show
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.evaluation.equivalence import BUILT_IN, encode_items, read_items
@@ -39,6 +39,7 @@ from vlmpeft.export.to_peft import AdapterExport
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.records import versions
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import ALLOW_HELP, AttachedPlan, allow_strategies, attach

@@ -16,10 +16,12 @@ import yaml
 from vlmpeft.adapters.loading import adapter_plan
 from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.loading import parameter_count
-from vlmpeft.cli.config_files import explain, names_of, quiet_libraries
+from vlmpeft.cli.config_files import names_of
+from vlmpeft.cli.explain import explain
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import score_loader
 from vlmpeft.runtime.errors import Interrupted, UserError
+from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.records import (
     read_record,
     write_atomically,

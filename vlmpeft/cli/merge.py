@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from vlmpeft.cli.config_files import explain, names_of, quiet_libraries
+from vlmpeft.cli.config_files import names_of
+from vlmpeft.cli.explain import explain
 from vlmpeft.cli.merge_tables import show, show_whole
 from vlmpeft.export.merge_into_checkpoint import GateName, WholeMerge
 from vlmpeft.merging.base_mismatch import Mismatch, find_mismatches
@@ -23,6 +24,7 @@ from vlmpeft.merging.result import Result
 from vlmpeft.merging.rule_table import RULES
 from vlmpeft.merging.tuning import GRID, Judge, grid_of, plain, search
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.strategies.plan import allow_strategies

@@ -14,13 +14,13 @@ import torch
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import NUM_BITS, resolve_bits
-from vlmpeft.cli.config_files import quiet_libraries
 from vlmpeft.cli.lightning_verbs import VLMCLI
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.reachability import Reachability, find_unreachable
 from vlmpeft.preflight.servability import ENGINES, Engine, Verdict, judge
 from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import GateFailed
+from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import AttachedPlan, attach
 from vlmpeft.training.report import plan_table
