@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlmpeft.evaluation.equivalence import Answers, Difference, Gate, compare
+from vlmpeft.evaluation.equivalence import Answers, Difference, compare
+from vlmpeft.export.answer_gate import Gate
 from vlmpeft.export.checkpoint import add_to_weights
 from vlmpeft.merging.strategy import Merged
 from vlmpeft.strategies import LoRA

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmpeft.base.spec import BaseSpec, base_dir
-from vlmpeft.evaluation.equivalence import TOLERANCE, Gate, compare
+from vlmpeft.evaluation.equivalence import TOLERANCE, compare
+from vlmpeft.export.answer_gate import Gate
 from vlmpeft.export.checkpoint import add_to_weights
 from vlmpeft.export.reload import load_checkpoint
 from vlmpeft.strategies import Full, LoRA

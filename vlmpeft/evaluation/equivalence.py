@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,15 +19,11 @@ from vlmpeft.data.workbench.build import PREFIX, cached_task
 from vlmpeft.evaluation.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
 from vlmpeft.evaluation.token_loss import supervised_logits
 from vlmpeft.evaluation.tower_cache import Sample
-from vlmpeft.runtime.errors import GateFailed, UserError
+from vlmpeft.runtime.errors import UserError
 
 BUILT_IN = f"{PREFIX}format"
 # largest |delta logits| by the width of the weights that were written: what rounding alone has been seen to do, times five
 TOLERANCE = {"fp32": 5e-3, "fp16": 0.1, "bf16": 0.5}
-_LARGEST_SHARE = (
-    0.5  # of the adapter's own effect on the answers, in KL, that a form of it may be off
-)
-_ROUNDING_KL = 1e-6
 _MAX_NEW_TOKENS = 64  # of an adapter that was saved without a limit
 
 
@@ -183,57 +179,3 @@ def compare(reference: Answers, other: Answers) -> Difference:
         (ours.argmax(-1) == theirs.argmax(-1)).float().mean().item(),
         sum(texts) / len(texts),
     )
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What was compared, and what it may come to.
-
-    Args:
-        difference: of the model that was written from the one it stands for.
-        effect: of the base without adapter from the latter: what the adapter does.
-        tolerance: largest |delta logits|; None sets no limit.
-        alone: whether that limit alone decides; else the KL may also be no more than half of the adapter's own effect,
-            so that a merge that loses a small adapter in rounding does not pass.
-    """
-
-    difference: Difference
-    effect: Difference
-    tolerance: float | None
-    alone: bool = False
-
-    @property
-    def failures(self) -> list[str]:
-        """Why it does not pass; a NaN never does."""
-        found, most = [], max(_ROUNDING_KL, _LARGEST_SHARE * self.effect.mean_kl)
-        if self.tolerance is not None and not self.difference.max_logit <= self.tolerance:
-            found.append(
-                f"max |delta logits| {self.difference.max_logit:.3g} is above the tolerance {self.tolerance:g}"
-            )
-        if not self.alone and not self.difference.mean_kl <= most:
-            found.append(
-                f"mean KL {self.difference.mean_kl:.3g} is more than half of what the adapter itself does to the answers "
-                f"({self.effect.mean_kl:.3g})"
-            )
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the report."""
-        return {
-            "tolerance": self.tolerance,
-            **asdict(self.difference),
-            "effect_of_adapter": asdict(self.effect),
-            "passed": not self.failures,
-        }
-
-    def check(self, what: str) -> None:
-        """Stop an export.
-
-        Raises:
-            GateFailed: with the reasons and the other measures.
-        """
-        if self.failures:
-            raise GateFailed(
-                f"{what}: {'; '.join(self.failures)}; argmax agreement {self.difference.argmax_agreement:.3f}, text "
-                f"agreement {self.difference.text_agreement:.3f}; nothing was written. With --tolerance X |delta logits| up to X pass"
-            )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlmpeft.evaluation.equivalence import Answers, Gate, Trial, compare
+from vlmpeft.evaluation.equivalence import Answers, Difference, Trial, compare
 from vlmpeft.evaluation.tower_cache import Sample
+from vlmpeft.runtime.errors import GateFailed
 
+_LARGEST_SHARE = (
+    0.5  # of the adapter's own effect on the answers, in KL, that a form of it may be off
+)
+_ROUNDING_KL = 1e-6
 ATTACHED, ALONE = "attached, as trained", "no adapter, as trained"
 
 
@@ -69,3 +74,57 @@ class Routes:
             | {"loss": answers.loss, "exact_match": answers.exact_match}
             for route, answers in self.answers.items()
         ]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was compared, and what it may come to.
+
+    Args:
+        difference: of the model that was written from the one it stands for.
+        effect: of the base without adapter from the latter: what the adapter does.
+        tolerance: largest |delta logits|; None sets no limit.
+        alone: whether that limit alone decides; else the KL may also be no more than half of the adapter's own effect,
+            so that a merge that loses a small adapter in rounding does not pass.
+    """
+
+    difference: Difference
+    effect: Difference
+    tolerance: float | None
+    alone: bool = False
+
+    @property
+    def failures(self) -> list[str]:
+        """Why it does not pass; a NaN never does."""
+        found, most = [], max(_ROUNDING_KL, _LARGEST_SHARE * self.effect.mean_kl)
+        if self.tolerance is not None and not self.difference.max_logit <= self.tolerance:
+            found.append(
+                f"max |delta logits| {self.difference.max_logit:.3g} is above the tolerance {self.tolerance:g}"
+            )
+        if not self.alone and not self.difference.mean_kl <= most:
+            found.append(
+                f"mean KL {self.difference.mean_kl:.3g} is more than half of what the adapter itself does to the answers "
+                f"({self.effect.mean_kl:.3g})"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the report."""
+        return {
+            "tolerance": self.tolerance,
+            **asdict(self.difference),
+            "effect_of_adapter": asdict(self.effect),
+            "passed": not self.failures,
+        }
+
+    def check(self, what: str) -> None:
+        """Stop an export.
+
+        Raises:
+            GateFailed: with the reasons and the other measures.
+        """
+        if self.failures:
+            raise GateFailed(
+                f"{what}: {'; '.join(self.failures)}; argmax agreement {self.difference.argmax_agreement:.3f}, text "
+                f"agreement {self.difference.text_agreement:.3f}; nothing was written. With --tolerance X |delta logits| up to X pass"
+            )
