@@ -16,6 +16,7 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.preflight.leaks import leak_notes
+from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.preflight.reachability import find_unreachable
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import (
@@ -29,7 +30,6 @@ from vlmpeft.strategies import (
     PromptTuning,
 )
 from vlmpeft.strategies.plan import Plan, attach
-from vlmpeft.training.report import plan_table
 
 from ..conftest import call, randomize
 

@@ -16,6 +16,7 @@ from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import NUM_BITS, resolve_bits
 from vlmpeft.cli.lightning_verbs import VLMCLI
 from vlmpeft.preflight.leaks import leak_notes
+from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.preflight.reachability import Reachability, find_unreachable
 from vlmpeft.preflight.servability import ENGINES, Engine, Verdict, judge
 from vlmpeft.runtime.arguments import Parser
@@ -23,7 +24,6 @@ from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import AttachedPlan, attach
-from vlmpeft.training.report import plan_table
 
 
 class PlanCLI(VLMCLI):

@@ -14,6 +14,7 @@ from vlmpeft.base.fingerprint import origin
 from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
+from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import (
     SCHEMA,
@@ -34,7 +35,7 @@ from vlmpeft.training.checkpoints import RunCheckpoints
 from vlmpeft.training.gradient_check import gradient_self_test
 from vlmpeft.training.module import VLMModule
 from vlmpeft.training.readiness import make_scorer, start_from
-from vlmpeft.training.report import device_name, model_card, plan_table, print_result
+from vlmpeft.training.report import device_name, model_card, print_result
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.training.module
 from vlmpeft.training.settings import Eval, Search
