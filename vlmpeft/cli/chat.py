@@ -15,8 +15,8 @@ from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits, Width
+from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.config_files import names_of
-from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import visible

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vlmpeft.data.template import main as template
+from vlmpeft.cli.arguments import Parser
+from vlmpeft.data.template import PLACEHOLDER, QUESTIONS, TemplateCount, write_template
 from vlmpeft.data.workbench.build import TASKS, build_task
-from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.visible import visible
 
@@ -46,3 +47,33 @@ def workbench(args: list[str]) -> None:
     settings = parser.parse_args(args)
     counts = build_task(settings.task, settings.out, settings.seed)
     print(visible(f"{settings.out}: " + ", ".join(f"{n} {s}" for s, n in counts.items())))  # noqa: T201
+
+
+def template(args: list[str]) -> None:
+    """Run `data template ...`."""
+    parser = Parser(
+        prog="data template", description="Write an annotation file for a folder of pictures."
+    )
+    parser.add_argument("--image_dir", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--out", type=Path, required=True, help=".json file; added to if it exists")
+    parser.add_argument(
+        "--question",
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        help="asked about each picture; default: " + " ".join(QUESTIONS),
+    )
+    settings = parser.parse_args(args)
+    count = write_template(settings.image_dir, settings.out, settings.question or list(QUESTIONS))
+    print(visible("\n".join(_template_report(count, settings.image_dir, settings.out))))  # noqa: T201
+
+
+def _template_report(count: TemplateCount, image_dir: Path, out: Path) -> Iterator[str]:
+    yield f"{image_dir}: {count.pictures} pictures, {count.skipped} other files skipped"
+    yield f"{out}: {count.added} records added, {count.kept} kept"
+    yield f"{count.waiting} answers still to be filled in: replace each {PLACEHOLDER} ...]"
+    if count.unreadable:
+        yield f"{len(count.unreadable)} pictures cannot be read:"
+        yield from (f"  {line}" for line in count.unreadable[:5])
+    where = f"--data.train {shlex.quote(str(out))} --data.image_dir {shlex.quote(str(image_dir))}"
+    yield f"next: python -m vlmpeft data check {where}"

@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
+from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.plan import PlanCLI
 from vlmpeft.data.audit.audit import audit
 from vlmpeft.data.audit.html_page import write_page
 from vlmpeft.data.audit.text import print_audit
 from vlmpeft.evaluation.metrics import JsonFields
-from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console, visible, visible_json

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vlmpeft.base.spec import BaseSpec
+from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.estimate_tables import GB, print_report
 from vlmpeft.cli.plan import PlanCLI
 from vlmpeft.preflight.forecast import (
@@ -38,7 +39,6 @@ from vlmpeft.preflight.static_memory import (
     largest,
     shortcut_bytes,
 )
-from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console

@@ -25,6 +25,7 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import BaseSpec
+from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.config_files import names_of
 from vlmpeft.cli.export_tables import show
 from vlmpeft.data.batches.encode import Encoder
@@ -36,7 +37,6 @@ from vlmpeft.export.loadability import Loadability
 from vlmpeft.export.target_weights import MergeTarget, Onto
 from vlmpeft.export.to_checkpoint import MergedExport
 from vlmpeft.export.to_peft import AdapterExport
-from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries

@@ -14,12 +14,12 @@ import torch
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import NUM_BITS, resolve_bits
+from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.lightning_verbs import VLMCLI
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.preflight.reachability import Reachability, find_unreachable
 from vlmpeft.preflight.servability import ENGINES, Engine, Verdict, judge
-from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console

@@ -1,9 +1,8 @@
-"""`data template`: an annotation file for a folder of pictures, to be filled in."""
+"""An annotation file for a folder of pictures, to be filled in."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,10 +12,8 @@ from PIL import Image as Pillow
 
 from vlmpeft.data.conversation import Conversation, Image
 from vlmpeft.data.images import NotAPictureError, open_image
-from vlmpeft.runtime.arguments import Parser
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_atomically
-from vlmpeft.runtime.visible import visible
 
 PLACEHOLDER = "[ANNOTATE:"
 MARK = "<image>"
@@ -83,25 +80,6 @@ def write_template(image_dir: Path, out: Path, questions: Sequence[str]) -> Temp
         write_atomically(out, text.encode("utf-8", "backslashreplace"))
     waiting = sum(map(_count_waiting, [*kept, *added]))
     return TemplateCount(len(pictures), len(added), len(kept), waiting, skipped, unreadable)
-
-
-def main(args: list[str]) -> None:
-    """Run `data template ...`."""
-    parser = Parser(
-        prog="data template", description="Write an annotation file for a folder of pictures."
-    )
-    parser.add_argument("--image_dir", type=Path, required=True, help="folder of pictures")
-    parser.add_argument("--out", type=Path, required=True, help=".json file; added to if it exists")
-    parser.add_argument(
-        "--question",
-        nargs="+",
-        action="extend",
-        metavar="TEXT",
-        help="asked about each picture; default: " + " ".join(QUESTIONS),
-    )
-    settings = parser.parse_args(args)
-    count = write_template(settings.image_dir, settings.out, settings.question or list(QUESTIONS))
-    print(visible("\n".join(_report(count, settings.image_dir, settings.out))))  # noqa: T201
 
 
 def _check_questions(questions: Sequence[str]) -> list[str]:
@@ -215,14 +193,3 @@ def _count_waiting(record: Any) -> int:
     if not isinstance(record, dict):
         return 0
     return sum(PLACEHOLDER in json.dumps(turn) for turn in _turns(record, ("gpt", "assistant")))
-
-
-def _report(count: TemplateCount, image_dir: Path, out: Path) -> Iterator[str]:
-    yield f"{image_dir}: {count.pictures} pictures, {count.skipped} other files skipped"
-    yield f"{out}: {count.added} records added, {count.kept} kept"
-    yield f"{count.waiting} answers still to be filled in: replace each {PLACEHOLDER} ...]"
-    if count.unreadable:
-        yield f"{len(count.unreadable)} pictures cannot be read:"
-        yield from (f"  {line}" for line in count.unreadable[:5])
-    where = f"--data.train {shlex.quote(str(out))} --data.image_dir {shlex.quote(str(image_dir))}"
-    yield f"next: python -m vlmpeft data check {where}"
