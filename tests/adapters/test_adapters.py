@@ -1,6 +1,7 @@
 """What is saved is what was trained, and plain PEFT answers the same."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -117,6 +118,35 @@ def test_every_trained_tensor_is_in_the_manifest_and_the_file(tmp_path, tiny):
     assert manifest["tensors"].keys() == tensors.keys()
     assert len(tensors) == len(attached.trainable()) == 4 + 2 * 16
     assert manifest["base"]["fingerprint"] == origin(FP32)["fingerprint"]
+
+
+def test_a_save_takes_the_place_of_an_adapter_and_touches_no_neighbour(tmp_path, tiny):
+    (tmp_path / "adapter.tmp").mkdir()
+    (tmp_path / "adapter.tmp" / "notes").write_text("mine")
+    first, attached = _saved(tmp_path, tiny, RECIPE)
+    (first / "of the first").touch()
+    attached.detach()
+    folder, _ = _saved(tmp_path, tiny, RECIPE)
+    assert (tmp_path / "adapter.tmp" / "notes").read_text() == "mine"
+    assert not (folder / "of the first").exists()
+    assert folder.stat().st_mode == (tmp_path / "adapter.tmp").stat().st_mode
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "adapter.tmp"}
+
+
+def test_a_save_on_a_full_disk_is_one_line_and_leaves_the_adapter_that_was_there(tmp_path, tiny):
+    folder, attached = _saved(tmp_path, tiny, RECIPE)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError, match="could not be saved"):
+            save_adapter(folder, attached, processor=tiny[1], base=origin(FP32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after == before
+    assert before
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "shape, as listed"])

@@ -31,7 +31,8 @@ def test_a_killed_export_leaves_nothing_under_the_name_and_the_next_removes_what
     left, pid = killed(out)
     assert not out.exists()
     assert left.name.startswith(".out-")
-    (left.parent / f"{left.name}.tmp").mkdir()  # of save_adapter, within an export
+    # of save_adapter, within an export
+    (tmp_path / f".{left.name}-{left.name.split('-')[1]}-{pid}-cccccccc").mkdir()
     kept = [
         left.name.replace(f"-{pid}-", f"-{os.getpid()}-"),  # of a process that lives
         left.name.replace(f"-{pid}-", "-1-"),  # of another user's, often

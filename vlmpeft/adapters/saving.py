@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmpeft import __version__
 from vlmpeft.adapters.manifest import MANIFEST, OWN_WEIGHTS, TEMPLATE
 from vlmpeft.adapters.peft_form import PEFT_WEIGHTS, PREFIX, is_expressible_in_peft, peft_config
+from vlmpeft.runtime.atomic_folder import replaced_whole
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.plan import AttachedPlan
 
@@ -48,30 +49,25 @@ def save_adapter(
         card: Markdown for README.md.
         extra: more of the manifest.
     """
-    scratch = out.with_name(out.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
-        tensors = trained_tensors(attached)
-        expressible = is_expressible_in_peft(attached)
-        save_file(tensors, scratch / (PEFT_WEIGHTS if expressible else OWN_WEIGHTS))
-        if expressible:
-            _write_json(scratch / "adapter_config.json", peft_config(attached, base["id"]))
-        else:
-            _save_partial(scratch / "peft_partial", attached, tensors, base["id"])
-        processor.save_pretrained(scratch)
-        if chat_template:
-            (scratch / TEMPLATE).write_text(chat_template)
-        manifest = _manifest(attached, tensors, processor, base, chat_template)
-        _write_json(
-            scratch / MANIFEST,
-            manifest | {"decoding": decoding, "max_pixels": max_pixels} | (extra or {}),
-        )
-        (scratch / "README.md").write_text(card)
-        shutil.rmtree(out, ignore_errors=True)
-        scratch.replace(out)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with replaced_whole(out) as scratch:
+            tensors = trained_tensors(attached)
+            expressible = is_expressible_in_peft(attached)
+            save_file(tensors, scratch / (PEFT_WEIGHTS if expressible else OWN_WEIGHTS))
+            if expressible:
+                _write_json(scratch / "adapter_config.json", peft_config(attached, base["id"]))
+            else:
+                _save_partial(scratch / "peft_partial", attached, tensors, base["id"])
+            processor.save_pretrained(scratch)
+            if chat_template:
+                (scratch / TEMPLATE).write_text(chat_template)
+            manifest = _manifest(attached, tensors, processor, base, chat_template)
+            _write_json(
+                scratch / MANIFEST,
+                manifest | {"decoding": decoding, "max_pixels": max_pixels} | (extra or {}),
+            )
+            (scratch / "README.md").write_text(card)
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"adapter {out} could not be saved: {error}; the checkpoints are intact"
         ) from error

@@ -1,4 +1,4 @@
-"""Forms of one adapter, asked the same questions."""
+"""Forms of one adapter, asked the same questions, and the gate between them."""
 
 from __future__ import annotations
 

@@ -28,9 +28,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     """
     refuse_existing(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(out)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{_stem(out)}{os.getpid()}-", dir=out.parent))
+        scratch = _make_scratch(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
     try:
@@ -46,6 +44,30 @@ def written_whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def replaced_whole(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its place at the end; after an error `out` is as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    scratch = _make_scratch(out)
+    try:
+        yield scratch
+        _open_to_readers(scratch)
+        shutil.rmtree(out, ignore_errors=True)
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_scratch(out: Path) -> Path:
+    """A new folder beside `out`; what killed processes left of such folders is removed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(out)
+    return Path(tempfile.mkdtemp(prefix=f"{_stem(out)}{os.getpid()}-", dir=out.parent))
+
+
 def refuse_existing(out: Path) -> None:
     """Never write over anything.
 
@@ -58,8 +80,9 @@ def refuse_existing(out: Path) -> None:
 
 def remove_stale(out: Path) -> None:
     """Remove scratch folders of `out` whose process, on this machine, is no more."""
-    random = r"[a-z0-9_]{8}"  # as mkdtemp has it; save_adapter makes a .tmp beside
-    ours = re.compile(rf"{re.escape(_stem(out))}([1-9][0-9]{{0,8}})-{random}(\.tmp)?")
+    process = r"([1-9][0-9]{0,8})-[a-z0-9_]{8}"  # as mkdtemp ends a name
+    inner = rf"-{_machine()}-{process}"  # of an adapter saved to a scratch folder, as exports do
+    ours = re.compile(rf"\.?{re.escape(_stem(out))}{process}({inner})?")
     for path in out.parent.iterdir():
         found = ours.fullmatch(path.name)
         if found and path.is_dir() and not path.is_symlink() and not _is_alive(int(found[1])):
