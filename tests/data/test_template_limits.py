@@ -16,7 +16,7 @@ from vlmpeft.data.batches.encode import Encoder, read_template
 from vlmpeft.data.batches.render import Limits, Renderer
 from vlmpeft.runtime.errors import UserError
 
-from .families import qwen_processor
+from ..families import qwen_processor
 
 SECONDS, SPARE_BYTES = 0.5, 2**27
 CHAT = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]

@@ -11,7 +11,7 @@ from vlmpeft.data.batches import turns
 from vlmpeft.data.batches.encode import read_template
 from vlmpeft.data.batches.turns import MovingTurnError, locate
 
-from .families import qwen_processor
+from ..families import qwen_processor
 
 SAY = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
 ASK = "{% if add_generation_prompt %}<assistant>{% endif %}"
