@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 
 COMMANDS = {"--help": 1.0, "fit --help": 10.0}
 

@@ -22,7 +22,8 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.rule_table import RULES
 from vlmpeft.merging.tuning import Judge, plain, search
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 TASKS = ("format", "paints", "stock")

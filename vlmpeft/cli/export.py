@@ -40,7 +40,7 @@ from vlmpeft.export.to_peft import AdapterExport
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
-from vlmpeft.runtime.records import versions
+from vlmpeft.runtime.provenance import versions
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import ALLOW_HELP, AttachedPlan, allow_strategies, attach
 

@@ -29,7 +29,7 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import attach_result
 from vlmpeft.runtime.atomic_folder import written_whole
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import versions
+from vlmpeft.runtime.provenance import versions
 
 GateName = Literal["answers", "weights"]
 _REPORT = "merge.json"

@@ -16,18 +16,14 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
 from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import (
-    SCHEMA,
+from vlmpeft.runtime.provenance import (
     folder_bytes,
     git_state,
     peak_memory_bytes,
-    read_items,
     semantic_hash,
     versions,
-    write_items,
-    write_json,
-    write_predictions,
 )
+from vlmpeft.runtime.records import SCHEMA, read_items, write_items, write_json, write_predictions
 from vlmpeft.runtime.shipped import cache_dir
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import check_has_trainables
