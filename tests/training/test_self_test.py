@@ -12,6 +12,7 @@ from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import AdaLoRA, Full, LastLayers, LoRA
 from vlmpeft.strategies.plan import Plan, attach
 from vlmpeft.training.gradient_check import gradient_self_test
+from vlmpeft.training.module import VLMModule
 
 from ..conftest import call, llava, write_json
 from ..data.test_encode import Image, talk
@@ -193,3 +194,10 @@ def test_a_plan_of_which_nothing_is_reached_is_a_problem_not_a_traceback(tiny, b
         "no trainable tensor gets a gradient: the loss depends on none of them",
     )
     assert set(found.unreachable) == set(attached.trainable())
+
+
+def test_a_module_that_is_used_too_early_says_which_method_comes_first():
+    module = VLMModule()
+    for part, method in (("attached", "configure_model"), ("scorer", "set_scorer")):
+        with pytest.raises(RuntimeError, match=f"call {method} first"):
+            getattr(module, part)
