@@ -41,7 +41,6 @@ from vlmpeft.training.checkpoints import (
 )
 from vlmpeft.training.module import VLMModule
 from vlmpeft.training.progress import FitProgress, MetricsCsv
-from vlmpeft.training.readiness import make_scorer, use_adapter
 from vlmpeft.training.report import group_table, headlines
 from vlmpeft.training.run import FitRun, new_run_dir
 from vlmpeft.training.settings import Eval, Search
@@ -370,10 +369,12 @@ class VLMCLI(LightningCLI):
         self.module.load(self.trainer.strategy.root_device)
         self.module.trainer = self.trainer
         if adapter:
-            use_adapter(adapter, self.module)
+            self.module.use_adapter(adapter)
         else:
             self.module.plan = self.module.plan.untrained()
-        self.module.scorer = make_scorer(self.module, self.data, adapter)
+        self.module.set_scorer(
+            self.data, read_manifest(adapter).get("decoding") if adapter else None
+        )
 
     def _out_dir(self) -> Path:
         """--out, else the run folder of the adapter, else the working directory."""
