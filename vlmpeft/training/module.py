@@ -221,9 +221,8 @@ class VLMModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The summed loss; `on_before_optimizer_step` divides the gradients by the tokens."""
         loss, tokens = supervised_loss(self.model, batch)
-        for attachment in self.attached.attachments:
-            if attachment.penalty:  # divided by the tokens of the window with the rest
-                loss = loss + tokens * attachment.penalty()
+        # penalties are divided by the tokens of the window with the rest
+        loss = self.attached.with_penalties(loss, tokens)
         self._window_tokens = self._window_tokens + tokens
         self.supervised_tokens += int(tokens)
         self.log("train/loss", loss.detach() / tokens.clamp(min=1), batch_size=1)
@@ -257,8 +256,7 @@ class VLMModule(pl.LightningModule):
         """Step, then tell strategies of it while its gradients are still there and before any checkpoint."""
         super().optimizer_step(*args, **kwargs)
         for attachment in self.attached.attachments:
-            if attachment.after_step:
-                attachment.after_step(self.trainer.global_step + 1)
+            attachment.hooks.after_step(self.trainer.global_step + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {
@@ -266,7 +264,7 @@ class VLMModule(pl.LightningModule):
             "reached": sorted(self.reached),
             "fit_seconds": self.seconds_before + time.perf_counter() - self._started,
         }
-        checkpoint["strategies"] = [a.state() if a.state else {} for a in self.attached.attachments]
+        checkpoint["strategies"] = [a.hooks.state() for a in self.attached.attachments]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.supervised_tokens = checkpoint["progress"]["supervised_tokens"]
@@ -274,8 +272,7 @@ class VLMModule(pl.LightningModule):
         self.seconds_before = checkpoint["progress"].get("fit_seconds", 0.0)
         states = checkpoint.get("strategies", [])
         for attachment, state in zip(self.attached.attachments, states, strict=False):
-            if attachment.load_state:
-                attachment.load_state(state)
+            attachment.hooks.load_state(state)
 
     def configure_optimizers(self) -> Any:
         """AdamW with one group a component, warm-up and cosine on all of them."""
@@ -287,8 +284,7 @@ class VLMModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = WarmupCosine(steps, self.warmup_ratio)
         for attachment in self.attached.attachments:
-            if attachment.schedule:
-                attachment.schedule(steps)
+            attachment.hooks.schedule(steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {
             "optimizer": optimizer,
