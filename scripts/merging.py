@@ -61,7 +61,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "seed": seed,
         "tasks": list(TASKS),
         "val_items": args.val_items,
-        "base": merger.manifests[0]["base"],
+        "base": merger.origin.to_dict(),
         "rows": rows,
         "conflicts": [vars(conflict) for conflict in merger.conflicts()],
         "versions": versions(),

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base, meta_model
 from vlmpeft.base.spec import BaseSpec, Bits, base_dir
-from vlmpeft.export.checkpoint import patch_files as patching
-from vlmpeft.export.checkpoint import tensor_locations as places
+from vlmpeft.export import patch_files as patching
+from vlmpeft.export import tensor_locations as places
 from vlmpeft.merging import ties
 from vlmpeft.merging.averaging import linear
 from vlmpeft.merging.merger import Merger
@@ -91,7 +92,7 @@ def weights(folder):
 def deltas(folder, base="tiny", width="fp32"):
     """Parameter -> dense dW of an adapter."""
     model, _, components = load_base(BaseSpec(base, Bits(width, width, width)))
-    found = read_operand(folder, model, components).deltas
+    found = read_operand(Adapter.read(folder), model, components).deltas
     return {name: dense(delta).double() for name, delta in found.items()}
 
 

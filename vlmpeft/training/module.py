@@ -11,12 +11,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters.loading import adapter_plan, check_base, load_tensors
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import load_tensors
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import autocast, load_base, load_processor, recompute_activations
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.evaluation.decoding import Limits, find_end_ids, find_pad_id
+from vlmpeft.evaluation.decoding import AnswerEnds, Limits, find_end_ids, find_pad_id, limits_of
 from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
 from vlmpeft.evaluation.scoring import Scorer, make_scorer, to_device
 from vlmpeft.evaluation.token_loss import supervised_loss
@@ -141,25 +142,27 @@ class VLMModule(pl.LightningModule):
             if self.serve_with:
                 check_servable(self.attached, self.serve_with)
 
-    def start_from(self, adapter: str, base: dict[str, Any]) -> None:
+    def start_from(self, adapter: Adapter, base: dict[str, Any]) -> None:
         """Load an adapter's tensors as the start of the attached plan, which contains the adapter's.
 
         Raises:
             UserError: another base, or tensors the plan has no place for.
         """
-        check_base(adapter, base)
+        adapter.check_base(base)
         load_tensors(adapter, self.attached, subset=True)
+        adapter.forget_tensors()
 
-    def use_adapter(self, adapter: str) -> None:
+    def use_adapter(self, adapter: Adapter) -> None:
         """Attach an adapter's plan in place of the module's own and load its tensors.
 
         Raises:
             UserError: another base, or tensors that do not fit the plan.
         """
-        check_base(adapter, origin(self.base))
-        self.plan = adapter_plan(adapter)
+        adapter.check_base(origin(self.base))
+        self.plan = adapter.plan
         self.configure_model()
         load_tensors(adapter, self.attached)
+        adapter.forget_tensors()
 
     def cpu(self) -> VLMModule:
         """Stay on the device: Lightning moves a module to the CPU after each run, minutes for 4-bit weights."""
@@ -302,7 +305,7 @@ class VLMModule(pl.LightningModule):
         """
         return _ready(self._scorer, "scorer is set", "set_scorer")
 
-    def set_scorer(self, data: VLMData, decoding: dict[str, Any] | None = None) -> None:
+    def set_scorer(self, data: VLMData, decoding: AnswerEnds | None = None) -> None:
         """Set the scorer for prepared data.
 
         Args:
@@ -312,12 +315,12 @@ class VLMModule(pl.LightningModule):
         Raises:
             UserError: a metric is for groups that no item is in.
         """
+        tokenizer = self.processor.tokenizer
         if decoding:
-            limit, ends = decoding["max_new_tokens"], decoding["end_ids"]
+            limits = limits_of(decoding, tokenizer)
         else:
-            limit = data.max_target_tokens
-            ends = find_end_ids(self.model, self.processor.tokenizer, data.end_ids)
-        limits = Limits(limit, tuple(ends), find_pad_id(self.processor.tokenizer))
+            ends = tuple(find_end_ids(self.model, tokenizer, data.end_ids))
+            limits = Limits(data.max_target_tokens, ends, find_pad_id(tokenizer))
         self._scorer = make_scorer(
             data.encoder, self.metrics, limits, data.group_by, data.scored_items()
         )

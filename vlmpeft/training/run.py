@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.data.audit.audit import brief_audit
@@ -122,7 +123,7 @@ class FitRun:
             "versions": versions(),
         }
 
-    def attach(self, init_adapter: str | None) -> None:
+    def attach(self, init_adapter: Adapter | None) -> None:
         """Attach the plan, start from another adapter if asked to, and print what will be trained."""
         self.module.trainer = self.trainer
         self.module.configure_model()
