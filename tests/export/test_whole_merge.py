@@ -13,8 +13,8 @@ from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base, meta_model
 from vlmpeft.base.spec import BaseSpec, Bits, base_dir
-from vlmpeft.export.checkpoint import patch_files as patching
-from vlmpeft.export.checkpoint import tensor_locations as places
+from vlmpeft.export import patch_files as patching
+from vlmpeft.export import tensor_locations as places
 from vlmpeft.merging import ties
 from vlmpeft.merging.averaging import linear
 from vlmpeft.merging.merger import Merger
