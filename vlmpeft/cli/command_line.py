@@ -135,7 +135,7 @@ def split_options(verb: Verb, args: Sequence[str]) -> tuple[list[str], list[str]
             own[positional.pop(0)] = [word]
         elif flag.partition(".")[0] in options or (verb.knobs and flag == "config"):
             words = [value] if equals else _take(verb, flag, options.get(flag), waiting)
-            own[flag] = (own.get(flag, []) if _is_list(options.get(flag)) else []) + words
+            own[flag] = (own.get(flag, []) if is_list(options.get(flag)) else []) + words
         elif verb.takes_a_run:
             rest += [word, *([] if equals else _following(waiting))]
         else:
@@ -149,7 +149,7 @@ def split_options(verb: Verb, args: Sequence[str]) -> tuple[list[str], list[str]
 
 def _written(kind: Any, words: list[str]) -> str:
     """A value as jsonargparse reads it: of a list, JSON, unless it was written as one."""
-    as_it_is = len(words) == 1 and (not _is_list(kind) or words[0].startswith("["))
+    as_it_is = len(words) == 1 and (not is_list(kind) or words[0].startswith("["))
     return words[0] if as_it_is else json.dumps(words)
 
 
@@ -158,7 +158,7 @@ def _take(verb: Verb, flag: str, kind: Any, waiting: list[str]) -> list[str]:
     if kind is bool:
         return [waiting.pop(0) if waiting and waiting[0] in ("true", "false") else "true"]
     words = []
-    while waiting and not waiting[0].startswith("--") and (_is_list(kind) or not words):
+    while waiting and not waiting[0].startswith("--") and (is_list(kind) or not words):
         words.append(waiting.pop(0))
     if not words:
         raise UserError(f"{verb.name}: --{flag} needs a value")
@@ -169,7 +169,8 @@ def _following(waiting: list[str]) -> list[str]:
     return [waiting.pop(0)] if waiting and not waiting[0].startswith("--") else []
 
 
-def _is_list(kind: Any) -> bool:
+def is_list(kind: Any) -> bool:
+    """Whether an option of a declared type takes several words."""
     if isinstance(kind, str):
         return kind.startswith("tuple[")
     return any(get_origin(one) in (list, tuple) for one in (kind, *get_args(kind)))
