@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 
-from vlmpeft.__main__ import VERBS
+from vlmpeft.__main__ import VERBS, main
 from vlmpeft.cli import verbs
 from vlmpeft.cli.command_line import Verb, is_list, split_options
 from vlmpeft.cli.known_keys import GROUPS, choices_of, fields_of, strategy_fields
@@ -16,7 +16,6 @@ from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.registry import STRATEGIES, resolve
 
 from ..conftest import ROOT
-from .test_cli import run
 
 TYPED = {**verbs.VERBS, **{f"data {name}": verb for name, verb in verbs.DATA.items()}}
 
@@ -129,7 +128,7 @@ def test_a_mistake_is_told_before_torch_is_imported(told, number):
 
 @pytest.mark.parametrize("name", TYPED)
 def test_help_shows_a_verb_s_own_options_and_no_others(capsys, name):
-    assert run(capsys, *name.split(), "--help")[0] == 0
+    assert main([*name.split(), "--help"]) == 0
     text = capsys.readouterr().out
     for option in TYPED[name].options():
         assert f"--{option} " in text
