@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb, rest = args[0], args[1:]
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}.{did_you_mean(verb, VERBS)}")
+        _quiet_libraries()
         VERBS[verb](verb, rest)
     except UserError as error:
         return _fail(error, 2)
@@ -59,17 +60,6 @@ def _fail(error: object, code: int) -> int:
     return code
 
 
-def _prepare_libraries(verb: str, args: list[str]) -> list[str]:
-    """Quiet the libraries before they are imported; the arguments with configs found."""
-    _quiet_libraries()
-    from vlmpeft.cli.config_files import lightning_args
-    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
-
-    args = lightning_args(verb, args)
-    declare_torchvision_ops()
-    return args
-
-
 def _quiet_libraries() -> None:
     for name, value in {
         "TOKENIZERS_PARALLELISM": "false",
@@ -79,76 +69,36 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
-def _lightning(verb: str, args: list[str]) -> None:
-    args = _prepare_libraries(verb, args)
-    if verb == "plan":
-        from vlmpeft.cli.plan import show_plan
+def _run(verb: str, args: list[str]) -> None:
+    """A verb of Lightning's; its keys are checked before torch is imported."""
+    from vlmpeft.cli.config_files import run_arguments
 
-        show_plan(args)
-    elif verb == "estimate":
-        from vlmpeft.cli.estimate import show_estimate
+    found = run_arguments(args)
+    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
-        show_estimate(args)
-    else:
-        from vlmpeft.cli.lightning_verbs import run
+    declare_torchvision_ops()
+    from vlmpeft.cli.lightning_verbs import run
 
-        run(verb, args)
+    run(verb, found)
+
+
+def _typed(verb: str, args: list[str]) -> None:
+    from vlmpeft.cli.verbs import VERBS as TYPED
+
+    TYPED[verb].call(args)
 
 
 def _data(verb: str, args: list[str]) -> None:
-    from vlmpeft.cli.data import main as data
+    from vlmpeft.cli.verbs import data
 
-    data(args, _check)
-
-
-def _check(args: list[str]) -> None:
-    args = _prepare_libraries("fit", args)
-    from vlmpeft.cli.data_check import check_data
-
-    check_data(args)
-
-
-def _chat(verb: str, args: list[str]) -> None:
-    _quiet_libraries()
-    from vlmpeft.cli.chat import main as chat
-
-    chat(args)
-
-
-def _doctor(verb: str, args: list[str]) -> None:
-    from vlmpeft.cli.doctor import main as doctor
-
-    doctor(args)
-
-
-def _export(verb: str, args: list[str]) -> None:
-    _quiet_libraries()
-    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
-
-    declare_torchvision_ops()
-    from vlmpeft.cli.export import main as export
-
-    export(args)
-
-
-def _merge(verb: str, args: list[str]) -> None:
-    _quiet_libraries()
-    from vlmpeft.cli.config_files import with_found_configs
-    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
-
-    declare_torchvision_ops()
-    from vlmpeft.cli.merge import merge_adapters
-
-    merge_adapters(with_found_configs(args))
+    if command := data(args):
+        command.call(args[1:])
 
 
 VERBS: dict[str, Callable[[str, list[str]], None]] = {
-    **dict.fromkeys(("fit", "validate", "test", "predict", "plan", "estimate"), _lightning),
+    **dict.fromkeys(("fit", "validate", "test", "predict"), _run),
+    **dict.fromkeys(("plan", "estimate", "merge", "export", "chat", "doctor"), _typed),
     "data": _data,
-    "merge": _merge,
-    "export": _export,
-    "chat": _chat,
-    "doctor": _doctor,
 }
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vlmpeft.__main__ import main
-from vlmpeft.cli.config_files import find_config, lightning_args, with_found_configs
+from vlmpeft.cli.config_files import find_config, run_arguments, with_found_configs
 from vlmpeft.runtime.errors import UserError
 
 from ..conftest import ROOT, llava, vlmpeft, write_json
@@ -42,7 +42,7 @@ def test_help_and_import_cost_no_torch():
         (["fit", "--model.plan.language=LoRa"], "Did you mean LoRA?"),
         (
             ["fit", "--model.plan.language=LoRA", "--model.plan.language.init_args.rr=4"],
-            "there is no 'rr'",
+            "LoRA has no 'rr'",
         ),
         (
             ["fit", "--model.plan.language=LoRA", "--model.plan.language.init_args.r=0"],
@@ -126,7 +126,7 @@ def test_strategy_list_replaces_what_was_there(monkeypatch, tmp_path):
         "model: {plan: {language: [{class_path: LoRA, init_args: {r: 8}}]}}"
     )
     args = ["--config", str(ROOT / "configs/lora_r16.yaml"), "--config", str(tmp_path / "d.yaml")]
-    (lora,) = PlanCLI("fit", lightning_args("fit", args)).module.plan.of("language")
+    (lora,) = PlanCLI("fit", run_arguments(args)).module.plan.of("language")
     assert lora.r == 8
     assert lora.targets is None
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from PIL import Image as Pillow
 
-from vlmpeft.cli.data import template
+from vlmpeft.cli.verbs import DATA
 from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.template import PLACEHOLDER, QUESTIONS, count_placeholders, write_template
 from vlmpeft.runtime.errors import UserError
@@ -201,7 +201,7 @@ def test_command_reports_counts_and_the_next_command(folder, tmp_path, capsys):
         (folder / f"empty{number}.png").write_bytes(b"")
     out = tmp_path / "new" / "data.json"
     given = ["--image_dir", str(folder), "--out", str(out)]
-    template([*given, "--question", "what?", "why?", "--question", "who?"])
+    DATA["template"].call([*given, "--question", "what?", "why?", "--question", "who?"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{folder}: 4 pictures, 3 other files skipped"
     assert lines[1] == f"{out}: 12 records added, 0 kept"
@@ -215,12 +215,12 @@ def test_command_reports_counts_and_the_next_command(folder, tmp_path, capsys):
         *("--data.train", str(out), "--data.image_dir", str(folder)),
     ]
     assert len(lines) == 10
-    template(given)
+    DATA["template"].call(given)
     assert "12 records added, 12 kept" in capsys.readouterr().out
 
 
 def test_mistakes_on_the_command_line_are_user_errors(folder):
-    with pytest.raises(UserError, match=r"data template: .*--out"):
-        template(["--image_dir", str(folder)])
-    with pytest.raises(UserError, match="data template: unrecognized arguments: --seed"):
-        template(["--image_dir", str(folder), "--out", "x.json", "--seed", "1"])
+    with pytest.raises(UserError, match=r"data template: .*out"):
+        DATA["template"].call(["--image_dir", str(folder)])
+    with pytest.raises(UserError, match="data template: unknown argument --seed"):
+        DATA["template"].call(["--image_dir", str(folder), "--out", "x.json", "--seed", "1"])

@@ -72,7 +72,7 @@ def test_dw_is_added_in_fp32_and_rounded_once():
         ("dora", "vllm", ["--projector", "svd:4"], "leaves the projector alone"),
         ("recipe", "vllm", ["--projector", "4"], "give svd:R"),
         ("recipe", "peft", ["--onto", "full"], "--onto has no effect on --to peft"),
-        ("recipe", "peft", ["--samples", "0"], "'0' is not a number of samples"),
+        ("recipe", "peft", ["--samples", "0"], "--samples 0 is not a number of samples"),
         ("recipe", "merged", ["--onto", "quantized"], "was trained on fp32 weights"),
         ("recipe", "merged", ["--base", "nowhere"], "base nowhere is not a folder"),
         ("recipe", "merged", ["--data", "nowhere.json"], "data file nowhere.json does not exist"),

@@ -282,7 +282,7 @@ def test_once_prints_the_answer_alone(folders, large, capsys):
         (["--adapter", "{a}", "{a}"], "two adapters are called 'a'"),
         (["--adapter", "{a}/nothing"], "there is no manifest.json"),
         (["--image", "nowhere.png", "--adapter", "{a}"], "image nowhere.png does not exist"),
-        (["--bits", "nf5"], "invalid choice: 'nf5'"),
+        (["--bits", "nf5"], "nf5 is not one of"),
         (["--max_new_tokens", "0"], "'0' is not a number of tokens"),
         (["--adapter", "{other}"], "belongs to base tiny (fingerprint 00), not to"),
         (["--once", " "], "an empty question"),

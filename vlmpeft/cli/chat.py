@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from vlmpeft.adapters.adapter import Adapter, Origin
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
-from vlmpeft.base.spec import BaseSpec, Bits, Width
-from vlmpeft.cli.arguments import Parser
+from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.cli.config_files import names_of
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
@@ -23,17 +22,19 @@ from vlmpeft.runtime.visible import visible
 from vlmpeft.serving.adapter_switch import AdapterSwitch, KeptAdapter, keep_adapters
 from vlmpeft.serving.chat import Chat, read_picture
 from vlmpeft.serving.terminal import Terminal, in_our_options, note, note_cut
-from vlmpeft.strategies.plan import ALLOW_HELP, allow_strategies
+from vlmpeft.strategies.plan import allow_strategies
 
 
-def main(args: list[str]) -> None:
-    """Run `chat ...`: answers go to stdout, everything else to stderr.
+def talk(settings: SimpleNamespace) -> None:
+    """Answer one question, or go on until the user leaves.
+
+    Args:
+        settings: the options of the verb (see `verbs.chat`).
 
     Raises:
-        UserError: wrong options; an adapter that is broken, of another base or of a taken name; with
-            --once also a question that cannot be answered.
+        UserError: an adapter that is broken, of another base or of a taken name; with --once also a question
+            that cannot be answered.
     """
-    settings = _parser().parse_args(args)
     with _our_options(), contextlib.redirect_stdout(sys.stderr):
         chat = _load(settings)
         answer = chat.ask(settings.once) if settings.once is not None else None
@@ -42,47 +43,6 @@ def main(args: list[str]) -> None:
         return
     print(visible(answer.text))  # noqa: T201
     note_cut(answer)
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="chat", description="Talk with a base and its adapters, in the terminal.")
-    bits = BaseSpec().bits.language
-    parser.add_argument(
-        "--base", help="tiny, a folder or a hub id; default: the adapter's, else tiny"
-    )
-    parser.add_argument(
-        "--bits", choices=get_args(Width), default=bits, help=f"of the language model; {bits}"
-    )
-    parser.add_argument(
-        "--adapter",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="one or several; the last one answers first",
-    )
-    parser.add_argument("--image", help="a picture to talk about")
-    parser.add_argument(
-        "--once", type=_question, metavar="QUESTION", help="print the answer and nothing else"
-    )
-    parser.add_argument(
-        "--max_new_tokens", type=_positive, help="of an answer; default: as the adapter was scored"
-    )
-    parser.add_argument("--chat_template", help="of a base that has none: a file or a shipped name")
-    parser.add_argument("--allow_strategy", metavar="NAMES", help=ALLOW_HELP)
-    return parser
-
-
-def _question(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty question")
-    return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; give 1 or more")
-    return int(text)
 
 
 @contextlib.contextmanager
@@ -94,7 +54,7 @@ def _our_options() -> Iterator[None]:
         raise UserError(in_our_options(error)) from error
 
 
-def _load(settings: argparse.Namespace) -> Chat:
+def _load(settings: SimpleNamespace) -> Chat:
     """What can be wrong is looked at before the base is loaded, which takes minutes for a big one."""
     allow_strategies(names_of(settings.allow_strategy))
     if settings.image is not None:
@@ -133,7 +93,7 @@ def _named(text: str) -> tuple[str, str]:
     return (path.parent.name if path.name == "adapter" else path.name), text
 
 
-def _base(settings: argparse.Namespace, trained_on: Origin | None) -> BaseSpec:
+def _base(settings: SimpleNamespace, trained_on: Origin | None) -> BaseSpec:
     """The base that was given, else the one that the last adapter was trained on."""
     bits = Bits(language=settings.bits)
     if trained_on and settings.base in (None, trained_on.id):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.cli.early_check import check_early
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.shipped import shipped_configs_dir
 from vlmpeft.runtime.visible import visible
@@ -72,11 +74,18 @@ def _announced(path: Path) -> str:
     return str(path)
 
 
-def lightning_args(verb: str, args: list[str]) -> list[str]:
-    """The arguments with configs found, and with the config that --resume or --adapter stand for.
+def run_arguments(
+    args: list[str], own: Collection[str] = (), *, reads_data: bool = True
+) -> list[str]:
+    """The keys of a run with configs found, and with the config that --resume or --adapter stand for.
+
+    Args:
+        args: of a verb.
+        own: options of the verb itself, which a mistyped key may have meant.
+        reads_data: whether the data has to be there.
 
     Raises:
-        UserError: --ckpt_path, whose stored settings would silently win over the command line; a config beside an
+        UserError: an unknown key or name, a file that is not there; --ckpt_path, whose stored settings would silently win over the command line; a config beside an
             adapter or a checkpoint that names code.
     """
     if any(arg.partition("=")[0] == "--ckpt_path" for arg in args):
@@ -90,7 +99,9 @@ def lightning_args(verb: str, args: list[str]) -> list[str]:
         path = Path(folder).parent / "config.yaml"
         if not named:
             implied = _saved(path, True, args) if path.is_file() else _base_of(folder)
-    return implied + with_found_configs(args)
+    found = implied + with_found_configs(args)
+    check_early(found, own, reads_data=reads_data)
+    return found
 
 
 def _saved(path: Path, scoring: bool, args: list[str]) -> list[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
 from pathlib import Path
 
-from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.plan import PlanCLI
 from vlmpeft.data.audit.audit import audit
 from vlmpeft.data.audit.html_page import write_page
@@ -19,17 +17,20 @@ from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console, visible, visible_json
 
 
-def check_data(args: list[str]) -> None:
-    """Audit the data of a config: `data check --config C [--html FILE] [--json] [overrides]`.
+def check_data(run_args: list[str], html: Path | None, as_json: bool) -> None:
+    """Audit the data of a config.
+
+    Args:
+        run_args: keys of a run.
+        html: also a page with thumbnails, written to this file.
+        as_json: print the findings as JSON and nothing else.
 
     Raises:
         GateFailed: something in it would stop or mislead a run.
     """
-    own, rest = _own_arguments(args)
-    with contextlib.redirect_stdout(sys.stderr if own.json else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         quiet_libraries()
-        sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given twice
-        cli = PlanCLI("fit", rest)
+        cli = PlanCLI("fit", run_args)
         data, schemas = (
             cli.data,
             [m.schema for m in cli.module.metrics if isinstance(m, JsonFields)],
@@ -37,24 +38,13 @@ def check_data(args: list[str]) -> None:
         data.on_error, data.over_length = "skip", "drop"
         data.prepare(cli.module.processor)
         found = audit(data, next(iter(schemas), None))
-    if own.html:
-        write_page(own.html, found, data)
-    if own.json:
+    if html:
+        write_page(html, found, data)
+    if as_json:
         print(visible_json(json.dumps(found.to_dict(), ensure_ascii=False)))  # noqa: T201
     else:
         print_audit(terminal_console(), found)
-        if own.html:
-            print(visible(f"page: {own.html}"))  # noqa: T201
+        if html:
+            print(visible(f"page: {html}"))  # noqa: T201
     if errors := found.errors:
         raise GateFailed(f"{len(errors)} error(s) in the data: {errors[0].text}")
-
-
-def _own_arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(
-        prog="data check",
-        description="Counts, lengths, duplicates, contradictions and labels of a config's data.",
-        epilog="Every option of `fit` is taken as well, e.g. --config C, --data.train FILE.",
-    )
-    parser.add_argument("--html", type=Path, help="write a page with thumbnails to this file")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON alone")
-    return parser.parse_known_args(args)

@@ -9,11 +9,12 @@ from vlmpeft.runtime.provenance import versions
 from vlmpeft.runtime.visible import terminal_console
 
 
-def main(args: list[str]) -> None:
-    """Print what is installed and whether it trains; exit code 4 if it does not."""
-    if args and args[0] in ("-h", "--help"):
-        print("usage: python -m vlmpeft doctor")  # noqa: T201
-        return
+def examine() -> None:
+    """Print what is installed and whether it trains.
+
+    Raises:
+        GateFailed: it does not.
+    """
     console = terminal_console()
     for package, version in versions().items():
         console.print(f"{package:14} {version}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -10,12 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from vlmpeft.base.spec import BaseSpec
-from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.estimate_tables import GB, print_report
 from vlmpeft.cli.plan import PlanCLI
 from vlmpeft.preflight.forecast import (
@@ -34,7 +33,6 @@ from vlmpeft.preflight.forecast import (
 )
 from vlmpeft.preflight.static_memory import (
     FULL_FINE_TUNING_BYTES,
-    OPTIMIZER_BYTES,
     convention_bytes,
     largest,
     shortcut_bytes,
@@ -47,17 +45,20 @@ from vlmpeft.strategies.plan import Plan
 Cases = dict[str, tuple[BaseSpec, Plan]]
 
 
-def show_estimate(args: list[str]) -> None:
-    """Print what a config's plan will take as tables, or with --json as JSON and nothing else.
+def show_estimate(run_args: list[str], wishes: SimpleNamespace) -> None:
+    """Print what a config's plan will take as tables, or as JSON and nothing else.
+
+    Args:
+        run_args: keys of a run.
+        wishes: the options of the verb (see `verbs.estimate`).
 
     Raises:
         UserError: a value that makes no sense, or a base of which pictures are unknown.
     """
-    wishes, rest = _wishes(args)
+    wishes.device = wishes.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.redirect_stdout(sys.stderr if wishes.json else sys.stdout):
         quiet_libraries()
-        sys.argv = sys.argv[:1]
-        cli = PlanCLI("fit", rest)
+        cli = PlanCLI("fit", run_args)
     load = _load(cli, wishes)
     device = torch.device(wishes.device)
     cases = _cases(cli.module.base, cli.module.plan)
@@ -72,35 +73,7 @@ def show_estimate(args: list[str]) -> None:
         print_report(terminal_console(), report)
 
 
-def _wishes(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of this verb, and those of a fit."""
-    parser = Parser(
-        prog="estimate",
-        allow_abbrev=False,
-        epilog="Every option of fit as well: --config, --model.base.path, --model.plan.language, ...",
-    )
-    add = parser.add_argument
-    add("--json", action="store_true", help="JSON and nothing else")
-    add(
-        "--gb",
-        type=float,
-        help="also the largest batch and the largest rank in so many GB (1e9 bytes)",
-    )
-    add("--batch", type=int, help="conversations a step; default data.batch_size")
-    add("--tokens", type=int, help="of each, image tokens included; default data.max_length")
-    add("--answer_tokens", type=int, help="of them supervised; default all after the prompt")
-    add("--optimizer", default="adamw", choices=sorted(OPTIMIZER_BYTES), help="what a fit uses")
-    add("--device", choices=("cpu", "cuda"), help="it need not be there; default what is")
-    wishes, rest = parser.parse_known_args(args)
-    wishes.device = wishes.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gb", "batch", "tokens", "answer_tokens"):
-        value = getattr(wishes, name)
-        if value is not None and value <= 0:
-            raise UserError(f"estimate --{name} {value:g}: give a number above 0")
-    return wishes, rest
-
-
-def _load(cli: Any, wishes: argparse.Namespace) -> Load:
+def _load(cli: Any, wishes: SimpleNamespace) -> Load:
     """The batch: what the options say, else what the data's settings allow at most."""
     data = cli.data
     blank = blank_of(cli.module.base, data.max_pixels, data.chat_template)
@@ -128,7 +101,7 @@ def _cases(spec: BaseSpec, plan: Plan) -> Cases:
 
 
 def _report(
-    module: Any, wishes: argparse.Namespace, load: Load, kind: str, found: dict[str, Forecast]
+    module: Any, wishes: SimpleNamespace, load: Load, kind: str, found: dict[str, Forecast]
 ) -> dict[str, Any]:
     plan = found["plan"].summary
     base = {name: entry["parameters"] for name, entry in plan["components"].items()}

@@ -26,7 +26,9 @@ def explain(message: str, keys: Iterable[str]) -> str:
         return f"{where}unknown strategy {hit[1]!r}.{did_you_mean(hit[1], known)}"
     if hit := re.search(r"Option '(\w+)' is not accepted", message):
         return f"{where}{_unknown_option(hit[1], message)}"
-    if hit := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message):
+    if hit := re.search(
+        r"Expected a typing\.Literal\[(.*?)\](?:\. Got|[\s\S]*Given) value: (.*)", message
+    ):
         choices = hit[1].replace("'", "")
         return (
             f"{where}{hit[2]} is not one of {choices}.{did_you_mean(hit[2], choices.split(', '))}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -18,16 +17,15 @@ from vlmpeft.base.components import find_components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import BaseSpec
-from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.config_files import names_of
 from vlmpeft.cli.export_tables import show
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.evaluation.equivalence import BUILT_IN, encode_items, read_items
+from vlmpeft.evaluation.equivalence import encode_items, read_items
 from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.export.card import card
 from vlmpeft.export.checkpoint import write_report
 from vlmpeft.export.loadability import Loadability
-from vlmpeft.export.target_weights import MergeTarget, Onto
+from vlmpeft.export.target_weights import MergeTarget
 from vlmpeft.export.to_checkpoint import MergedExport
 from vlmpeft.export.to_peft import AdapterExport
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
@@ -35,18 +33,20 @@ from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.provenance import versions
 from vlmpeft.runtime.visible import terminal_console
-from vlmpeft.strategies.plan import ALLOW_HELP, AttachedPlan, allow_strategies, attach
+from vlmpeft.strategies.plan import AttachedPlan, allow_strategies, attach
 
 
-def main(args: list[str]) -> None:
-    """Run `export ...`.
+def export_adapter(settings: SimpleNamespace) -> None:
+    """Write an adapter so that others can load it, and say what was written.
+
+    Args:
+        settings: the options of the verb (see `verbs.export`).
 
     Raises:
-        UserError: wrong options, a broken adapter, one of another base or with parts that the target cannot have, a
-            target folder that exists.
+        UserError: options without effect, a broken adapter, one of another base or with parts that the target cannot have,
+            a target folder that exists.
         GateFailed: what was written answers otherwise than the attached adapter.
     """
-    settings = _parser().parse_args(args)
     _check_options(settings)
     out = Path(settings.out)
     refuse_existing(out)
@@ -60,54 +60,7 @@ def main(args: list[str]) -> None:
         show(terminal_console(), report, out)
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="export",
-        description="Write an adapter so that others can load it.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--adapter", required=True, metavar="DIR", help="what `fit` or `merge` wrote")
-    add("--to", required=True, choices=("merged", "peft", "vllm"), help="what is written")
-    add("--out", required=True, metavar="DIR", help="folder that is written; it must not exist")
-    add("--base", metavar="PATH", help="where the base is now; default: as the adapter says")
-    add("--data", metavar="FILE", help=f"conversations to compare answers by; default {BUILT_IN}")
-    add("--image_dir", metavar="DIR", help="what their image paths are relative to")
-    add("--samples", type=_positive, help="how many of them; 8")
-    add(
-        "--onto",
-        choices=get_args(Onto),
-        help="weights that dW of an adapter of a quantized base is added to; full",
-    )
-    add("--projector", metavar="svd:R", help="a fully trained projector becomes LoRA of rank R")
-    add(
-        "--tolerance",
-        type=_tolerance,
-        help="largest |delta logits|, which alone decides then",
-    )
-    add("--max_shard_size", help="of a merged checkpoint's files; 5GB")
-    add("--allow_strategy", metavar="NAMES", help=ALLOW_HELP)
-    add("--json", action="store_true", help="JSON and nothing else on stdout")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of samples; give 1 or more")
-    return int(text)
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a difference of logits; give 0 or more")
-    return value
-
-
-def _check_options(settings: argparse.Namespace) -> None:
+def _check_options(settings: SimpleNamespace) -> None:
     """Refuse options that would have no effect."""
     for name in ("onto", "max_shard_size"):
         if getattr(settings, name) is not None and settings.to != "merged":
@@ -141,7 +94,7 @@ def _our_options() -> Any:
         raise UserError(str(error).replace("--model.base.path", "--base")) from error
 
 
-def _export(settings: argparse.Namespace, out: Path) -> dict[str, Any]:
+def _export(settings: SimpleNamespace, out: Path) -> dict[str, Any]:
     """What can be wrong is looked at before the base is loaded, which takes minutes for a big one."""
     adapter = Adapter.read(settings.adapter)
     _ = adapter.tensors
@@ -168,7 +121,7 @@ def _attached_without_weights(adapter: Adapter, spec: BaseSpec) -> AttachedPlan:
 
 
 def _merged_job(
-    settings: argparse.Namespace,
+    settings: SimpleNamespace,
     adapter: Adapter,
     spec: BaseSpec,
     attached: AttachedPlan,
@@ -193,7 +146,7 @@ def _merged_job(
 
 
 def _adapter_job(
-    settings: argparse.Namespace,
+    settings: SimpleNamespace,
     adapter: Adapter,
     spec: BaseSpec,
     attached: AttachedPlan,
@@ -213,6 +166,6 @@ def _adapter_job(
     )
 
 
-def _samples(settings: argparse.Namespace, adapter: Adapter) -> list[Sample]:
+def _samples(settings: SimpleNamespace, adapter: Adapter) -> list[Sample]:
     items = read_items(settings.data, settings.image_dir, settings.samples or 8)
     return encode_items(items, Encoder(adapter.processor, None, adapter.manifest.max_pixels))

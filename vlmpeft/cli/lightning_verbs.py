@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +97,10 @@ class VLMCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=[verb, *args],
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what was given; Lightning warns if the process has arguments of its own, which are the same here."""
+        self.config = parser.parse_args(args)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The chosen verb alone: four parsers of this size take seconds to build."""
@@ -404,5 +407,4 @@ def _as_list(value: Any) -> list[Any]:
 def run(verb: str, args: list[str]) -> None:
     """Run one Lightning verb."""
     quiet_libraries()
-    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments given twice
     VLMCLI(verb, args)

@@ -5,144 +5,39 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-from jsonargparse import ArgumentParser
+from types import SimpleNamespace
+from typing import Any
 
 from vlmpeft.cli.config_files import names_of
-from vlmpeft.cli.explain import explain
 from vlmpeft.cli.merge_tables import show, show_whole
-from vlmpeft.export.merge_into_checkpoint import GateName, WholeMerge
+from vlmpeft.export.merge_into_checkpoint import WholeMerge
 from vlmpeft.merging.base_mismatch import Mismatch, find_mismatches
 from vlmpeft.merging.conflict_plot import draw_conflicts
 from vlmpeft.merging.conflicts import Conflict
 from vlmpeft.merging.merger import Merger, read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import Result
-from vlmpeft.merging.rule_table import RULES
-from vlmpeft.merging.tuning import GRID, Judge, grid_of, plain, search
+from vlmpeft.merging.tuning import Judge, grid_of, plain, search
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.visible import terminal_console, visible
 from vlmpeft.strategies.plan import allow_strategies
 
-LISTS = ("--adapters", "--weights", "--data")
 
+def merge_adapters(recipe: Recipe, settings: SimpleNamespace) -> None:
+    """Merge, and say what came out.
 
-class _Parser(ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        names = [name for action in self._actions for name in action.option_strings]
-        raise UserError(f"merge: {explain(str(message), names)}") from ex
-
-
-def make_parser() -> ArgumentParser:
-    """Options of the verb; a YAML file of the same keys comes by --config."""
-    rules = "; ".join(f"{name}: {rule.paper}" for name, rule in RULES.items())
-    parser = _Parser(
-        prog="vlmpeft merge", description=f"Merge adapters of one base into one. Rules: {rules}."
-    )
-    parser.add_argument("--config", action="config", help="YAML with these keys.")
-    parser.add_argument("--adapters", type=tuple[str, ...], default=(), help="Adapter folders.")
-    parser.add_class_arguments(Recipe)
-    parser.add_argument(
-        "--tune",
-        type=str | None,
-        default=None,
-        help=f"Knobs to choose on --data, of {', '.join(GRID)}; e.g. lam,density.",
-    )
-    parser.add_argument(
-        "--data",
-        type=tuple[str, ...],
-        default=(),
-        help="Files of conversations that merges are scored on by exact match (the mean decides), and adapters of another base.",
-    )
-    parser.add_argument(
-        "--limit", type=int | None, default=None, help="Items of each that are scored."
-    )
-    parser.add_argument(
-        "--to",
-        type=Literal["adapter", "merged"],
-        default="adapter",
-        help="An adapter, or a checkpoint that needs none: a copy of the base's files with dW added where the weights lie, in the "
-        "memory of one tensor and its T dW.",
-    )
-    parser.add_argument(
-        "--gate",
-        type=GateName | None,
-        default=None,
-        help="Of --to merged. answers (default): what was written, as transformers loads it, answers as the base with the merge "
-        "attached, which takes a model's memory; weights: every tensor is read back and every other byte compared with the base's.",
-    )
-    parser.add_argument("--out", type=str | None, default=None, help="Folder that is written.")
-    parser.add_argument("--base", type=str | None, default=None, help="Where the base is now.")
-    parser.add_argument(
-        "--allow_strategy",
-        type=str | None,
-        default=None,
-        help="Strategies of your own that an adapter may name: mine.A,mine.B.",
-    )
-    parser.add_argument(
-        "--explain",
-        type=bool,
-        default=False,
-        nargs="?",
-        const=True,
-        help="Also a picture of the conflicts.",
-    )
-    parser.add_argument(
-        "--json", type=bool, default=False, nargs="?", const=True, help="Print JSON alone."
-    )
-    parser.add_argument(
-        "--allow_base_mismatch",
-        type=bool,
-        default=False,
-        nargs="?",
-        const=True,
-        help="Merge adapters of different bases, and show how each scores on its own and on the merge's.",
-    )
-    return parser
-
-
-def joined_lists(args: list[str], options: tuple[str, ...] = LISTS) -> list[str]:
-    """`--weights 1 1 0.5` as `--weights [1,1,0.5]`, which is how jsonargparse reads lists.
-
-    >>> joined_lists(["--weights", "1", "-1", "--out", "x"])
-    ['--weights', '["1", "-1"]', '--out', 'x']
-    """
-    result, i = [], 0
-    while i < len(args):
-        result.append(args[i])
-        i += 1
-        if result[-1] not in options:
-            continue
-        values = []
-        while i < len(args) and not args[i].startswith("--"):
-            values.append(args[i])
-            i += 1
-        plain = len(values) == 1 and values[0].startswith("[")
-        result.append(values[0] if plain else json.dumps(values))
-    return result
-
-
-def merge_adapters(args: list[str]) -> None:
-    """The verb.
+    Args:
+        recipe: the rule and its knobs.
+        settings: the options of the verb (see `verbs.merge`).
 
     Raises:
-        UserError: adapters that do not combine, knobs without effect, a target folder that exists.
+        UserError: adapters that do not combine, knobs without effect.
     """
-    parser = make_parser()
-    settings = parser.parse_args(joined_lists(args))
-    recipe = _recipe(settings)
-    out = _target(settings.out)
-    if settings.gate and settings.to == "adapter":
-        raise UserError(
-            f"merge: --gate {settings.gate} has no effect on --to adapter, which changes no weights of a base; leave it out"
-        )
+    out = Path(settings.out)
     with contextlib.redirect_stdout(sys.stderr if settings.json else sys.stdout):
         quiet_libraries()
         allow_strategies(names_of(settings.allow_strategy))
@@ -186,14 +81,6 @@ def _write_whole(
     return report, merger.conflicts() if settings.explain else []
 
 
-def _recipe(settings: Any) -> Recipe:
-    plain = settings.as_dict()
-    try:
-        return Recipe(**{f.name: plain[f.name] for f in fields(Recipe)})
-    except UserError as error:
-        raise UserError(f"merge: {error}") from error
-
-
 def _tuned(merger: Merger, recipe: Recipe, settings: Any) -> tuple[Recipe, list[dict[str, Any]]]:
     """The recipe with the knobs of --tune chosen on --data, and the search."""
     if not settings.data:
@@ -214,18 +101,6 @@ def _shown_mismatches(merger: Merger, settings: Any) -> list[Mismatch]:
     for mismatch in found:
         print(visible(str(mismatch)))  # noqa: T201
     return found
-
-
-def _target(out: str | None) -> Path:
-    if not out:
-        raise UserError(
-            "merge: --out DIR is missing: the folder that the merged adapter is written to"
-        )
-    if Path(out).exists():
-        raise UserError(
-            f"merge: --out {out} exists already; nothing was written. Give another folder"
-        )
-    return Path(out)
 
 
 def _summary(merger: Merger, recipe: Recipe, result: Result, out: Path) -> dict[str, Any]:

@@ -14,12 +14,11 @@ import torch
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import NUM_BITS, resolve_bits
-from vlmpeft.cli.arguments import Parser
 from vlmpeft.cli.lightning_verbs import VLMCLI
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.preflight.reachability import Reachability, find_unreachable
-from vlmpeft.preflight.servability import ENGINES, Engine, Verdict, judge
+from vlmpeft.preflight.servability import Engine, Verdict, judge
 from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console
@@ -33,20 +32,20 @@ class PlanCLI(VLMCLI):
         pass
 
 
-def show_plan(args: list[str]) -> None:
-    """Print a config's plan as a table, or with --json as the contract's JSON and nothing else.
+def show_plan(run_args: list[str], engine: Engine | None, as_json: bool) -> None:
+    """Print a config's plan as a table, or as the contract's JSON and nothing else.
 
-    With --for peft or --for vllm also whether that engine can load what the plan will leave.
+    Args:
+        run_args: keys of a run.
+        engine: also whether it can load what the plan will leave.
+        as_json: whether as JSON.
 
     Raises:
-        GateFailed: with --for, if it cannot.
+        GateFailed: the engine cannot.
     """
-    as_json = "--json" in args
-    engine, args = _engine(args)
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         quiet_libraries()
-        sys.argv = sys.argv[:1]
-        module = PlanCLI("fit", [arg for arg in args if arg != "--json"]).module
+        module = PlanCLI("fit", run_args).module
         model = meta_model(module.base)
         attached = attach(module.plan, model, find_components(model))
         reach = find_unreachable(attached)
@@ -83,14 +82,6 @@ def _unreachable_lines(attached: AttachedPlan, reach: Reachability) -> Iterator[
         count, trainable = reach.count(attached, name), component["trainable"]
         if count is not None and count != trainable:
             yield f"{name}: {count:,} of {trainable:,} trained parameters can get a gradient"
-
-
-def _engine(args: list[str]) -> tuple[Engine | None, list[str]]:
-    """What --for says, and the other arguments."""
-    parser = Parser(prog="plan", add_help=False)
-    parser.add_argument("--for", dest="engine", choices=ENGINES)
-    found, rest = parser.parse_known_args(args)
-    return found.engine, rest
 
 
 def _gate(engine: str | None, verdicts: dict[str, Verdict]) -> None:
