@@ -33,9 +33,7 @@ def seconds(arguments: str, repeats: int = 3) -> dict[str, float]:
     for _ in range(repeats):
         before, start = os.times(), time.perf_counter()
         command = [sys.executable, "-m", "vlmpeft", *arguments.split()]
-        subprocess.run(
-            command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wall.append(time.perf_counter() - start)
         after = os.times()
         cpu.append(sum(after[2:4]) - sum(before[2:4]))

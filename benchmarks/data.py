@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from vlmpeft.data.datamodule import VLMData
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.plan import Plan
 from vlmpeft.training.module import VLMModule

@@ -31,7 +31,8 @@ from vlmpeft.base.loading import recompute_activations
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.preflight.forecast import CHECKPOINTED, PLAIN, Load, blank_of, forecast
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.strategies import DoRA, Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach
 from vlmpeft.training.module import VLMModule

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.runtime.records import read_record, versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import read_record, write_json
 
 MOST_SECONDS, MOST_BYTES, MOST_BASE, LEAST_TUNED = 180, 1.5e9, 0.10, 0.90
 

@@ -33,7 +33,8 @@ from vlmpeft.evaluation.token_loss import supervised_logits
 from vlmpeft.export.merge_into_checkpoint import WholeMerge
 from vlmpeft.merging.merger import read_adapters
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 
 TOLERANCE = 1e-3  # of logits of some units
 FP32 = Bits("fp32", "fp32", "fp32")

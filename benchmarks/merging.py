@@ -24,7 +24,8 @@ from vlmpeft.merging.engine import merge
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import shape_result
 from vlmpeft.merging.sparse import ties
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 from vlmpeft.strategies.low_rank import LowRank, dense
 

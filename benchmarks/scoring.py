@@ -28,7 +28,8 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.decoding import Decoded, Limits, WholePrompts
 from vlmpeft.evaluation.prefix_cache import SharedPrefixes
 from vlmpeft.evaluation.tower_cache import FeatureCache, Sample
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 
 REFERENCE, OURS = "one by one", "shared prefixes"
 LEAST_TINY, LEAST_OTHER = 3.0, 2.0

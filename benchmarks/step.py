@@ -34,7 +34,8 @@ from vlmpeft import Full, LoRA, Plan, VLMModule, attach, find_components
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import IGNORE, Encoded
 from vlmpeft.data.batches.sampler import BucketBatchSampler
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 declare_torchvision_ops()  # both of these import torchvision

@@ -26,7 +26,8 @@ from step import build_loader, build_model
 
 from vlmpeft import LoRA, Plan, attach, find_components
 from vlmpeft.evaluation.token_loss import supervised_loss
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.strategies import BottleneckAdapter
 
 TOLERANCE, MOST_BOTTLENECK = 1e-5, 1.15

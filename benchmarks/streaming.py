@@ -29,7 +29,8 @@ from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_processor, meta_model
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.merging.operands import give_memory
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 from vlmpeft.strategies import LoRA
 from vlmpeft.strategies.plan import Plan, attach

@@ -22,7 +22,8 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.rule_table import RULES
 from vlmpeft.merging.tuning import Judge, plain, search
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import versions, write_json
+from vlmpeft.runtime.provenance import versions
+from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 TASKS = ("format", "paints", "stock")
@@ -60,7 +61,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "seed": seed,
         "tasks": list(TASKS),
         "val_items": args.val_items,
-        "base": merger.manifests[0]["base"],
+        "base": merger.origin.to_dict(),
         "rows": rows,
         "conflicts": [vars(conflict) for conflict in merger.conflicts()],
         "versions": versions(),

@@ -2,13 +2,15 @@
 
 import json
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from vlmpeft.adapters.loading import check_base, load_adapter, load_tensors, trained_base
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import attach_adapter, load_adapter, load_tensors
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
@@ -19,7 +21,7 @@ from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies import Full, LoRA
 from vlmpeft.strategies.plan import Plan, attach
 
-from ..conftest import randomize
+from ..conftest import call, randomize
 from ..data.test_encode import Image, talk
 
 FP32 = BaseSpec(bits=Bits(language="fp32"))
@@ -59,9 +61,10 @@ def test_a_revision_is_of_the_base_it_was_trained_on_alone(tmp_path, tiny):
     manifest = json.loads(path.read_text())
     manifest["base"] |= {"id": "hub/base", "revision": "abc123"}
     path.write_text(json.dumps(manifest))
-    for again in (trained_base(folder), trained_base(folder, "hub/base")):
+    adapter = Adapter.read(folder)
+    for again in (adapter.trained_base(), adapter.trained_base("hub/base")):
         assert (again.path, again.revision) == ("hub/base", "abc123")
-    moved = trained_base(folder, "elsewhere/base")
+    moved = adapter.trained_base("elsewhere/base")
     assert (moved.path, moved.revision) == ("elsewhere/base", None)
 
 
@@ -168,17 +171,57 @@ def test_a_wrong_tensor_is_an_error_and_nothing_is_loaded(tmp_path, tiny, change
     save_file(tensors, path)
     before = {n: p.clone() for n, p in attached.trainable().items()}
     with pytest.raises(UserError, match=r"does not fit the plan|has shape"):
-        load_tensors(folder, attached)
+        load_tensors(Adapter.read(folder), attached)
     assert all(torch.equal(before[n], p) for n, p in attached.trainable().items())
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path, tiny):
     folder, _ = _saved(tmp_path, tiny, RECIPE)
-    here = origin(FP32)
-    assert check_base(folder, here) == "same"
-    assert check_base(folder, origin(BaseSpec())) == "other bits"
+    adapter, here = Adapter.read(folder), origin(FP32)
+    assert adapter.check_base(here) == "same"
+    assert adapter.check_base(origin(BaseSpec())) == "other bits"
     with pytest.raises(UserError, match="belongs to base tiny"):
-        check_base(folder, here | {"fingerprint": "0" * 16})
+        adapter.check_base(here | {"fingerprint": "0" * 16})
+
+
+def test_an_adapter_is_opened_once(tmp_path, tiny):
+    """What was read stays as it was when the folder is gone; tensors that were forgotten are read again."""
+    model, _, components = tiny
+    folder, attached = _saved(tmp_path, tiny, RECIPE)
+    before = {name: p.detach().clone() for name, p in attached.trainable().items()}
+    attached.detach()
+    adapter = Adapter.read(folder)
+    assert adapter.tensors is adapter.tensors
+    assert adapter.processor is adapter.processor
+    folder.rename(tmp_path / "gone")
+    assert adapter.plan.to_dict() == RECIPE.to_dict()
+    assert adapter.trained_base() == FP32
+    loaded = attach_adapter(adapter, model, components).trainable()
+    assert before.keys() == loaded.keys()
+    assert all(torch.equal(before[name], value) for name, value in loaded.items())
+    adapter.forget_tensors()
+    with pytest.raises(UserError, match="adapter"):
+        _ = adapter.tensors
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [("export", ("--to=peft",)), ("export", ("--to=merged",)), ("merge", ("--method=average",))],
+)
+def test_a_verb_reads_a_manifest_once(tmp_path, tiny, monkeypatch, verb, options):
+    """The adapter's own; a folder that was written is another."""
+    folder, attached = _saved(tmp_path, tiny, Plan(language=LoRA(r=2, targets=("q_proj",))))
+    attached.detach()
+    read, read_text = [], Path.read_text
+
+    def counted(path, *args, **kwargs):
+        read.append(path)
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    given = "--adapters" if verb == "merge" else "--adapter"
+    assert call(verb, *options, f"--out={tmp_path / 'out'}", given, folder) == 0
+    assert read.count(folder / "manifest.json") == 1
 
 
 def test_a_broken_adapter_file_is_one_line(tmp_path, tiny):

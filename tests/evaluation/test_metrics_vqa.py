@@ -5,8 +5,7 @@ import random
 import pytest
 
 from vlmpeft.evaluation.metrics import Anls, Answer, NumericError, RelaxedAccuracy, VqaAccuracy
-from vlmpeft.evaluation.metrics.vqa import edit_distance, last_number
-from vlmpeft.evaluation.metrics.vqa_words import normalise
+from vlmpeft.evaluation.metrics.vqa import edit_distance, last_number, normalise
 from vlmpeft.runtime.errors import UserError
 
 # pix2struct/metrics_test.py, test_pix2struct_metrics: 47.5 % ANLS, 62.5 % relaxed accuracy

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlmpeft.adapters.loading import read_tensors
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.base.spec import base_dir
 
 from ..exports import (  # noqa: F401  fixtures
@@ -52,7 +52,7 @@ def test_plain_peft_loads_a_peft_export_with_the_same_logits(saved, exported, as
 @pytest.mark.parametrize("name", ["recipe", "dora", "nf4"])
 def test_a_peft_export_of_a_peft_adapter_is_bitwise_the_adapter(saved, exported, name):
     out = exported(name, "peft")
-    ours, theirs = read_tensors(saved(name)), read_tensors(out)
+    ours, theirs = Adapter.read(saved(name)).tensors, Adapter.read(out).tensors
     assert ours.keys() == theirs.keys() == report_of(out)["tensors"].keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
     config = json.loads((out / "adapter_config.json").read_text())
@@ -89,11 +89,14 @@ def test_a_trained_projector_becomes_a_lora_whose_loss_is_told(saved, exported):
     trained = json.loads((folder / "manifest.json").read_text())["tensors"]
     assert report["tensors"].keys() | report["not_exported"].keys() == trained.keys()
     weight = "model.multi_modal_projector.linear_1.weight"
-    delta = read_tensors(folder)[f"base_model.model.{weight}"] - base(FP32)[0].state_dict()[weight]
+    delta = (
+        Adapter.read(folder).tensors[f"base_model.model.{weight}"]
+        - base(FP32)[0].state_dict()[weight]
+    )
     kept = torch.linalg.svdvals(delta)[:16].square().sum() / delta.square().sum()
     assert report["projector"]["energy_by_weight"][weight] == pytest.approx(float(kept), rel=2e-2)
     assert report["projector"]["change"]["max_logit"] > 1e-3
-    assert all(name.split(".lora_")[1] for name in read_tensors(out))
+    assert all(name.split(".lora_")[1] for name in Adapter.read(out).tensors)
 
 
 def test_a_projector_s_lora_of_full_rank_is_the_projector_but_for_its_biases(

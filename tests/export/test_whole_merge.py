@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base, meta_model
@@ -91,7 +92,7 @@ def weights(folder):
 def deltas(folder, base="tiny", width="fp32"):
     """Parameter -> dense dW of an adapter."""
     model, _, components = load_base(BaseSpec(base, Bits(width, width, width)))
-    found = read_operand(folder, model, components).deltas
+    found = read_operand(Adapter.read(folder), model, components).deltas
     return {name: dense(delta).double() for name, delta in found.items()}
 
 

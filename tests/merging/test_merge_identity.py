@@ -1,7 +1,7 @@
 """The identity law of merging: one adapter, by any rule that drops nothing, answers as itself."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits
 from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.merging.merger import Merger, read_adapters
+from vlmpeft.merging.merger import read_adapters
 from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.rule_table import RULES
 from vlmpeft.merging.strategy import Merged
@@ -185,8 +185,7 @@ def test_one_adapter_merged_and_written_answers_as_itself(cell, tmp_path):
     found = {}
     for rule in FAMILIES:
         times, knobs = at_weight_one(rule)
-        operands, manifests = twice.operands[:times], twice.manifests[:times]
-        merger = Merger(operands, twice.model, twice.components, manifests)
+        merger = replace(twice, operands=twice.operands[:times])
         recipe = Recipe(rule, rank="full", **knobs)
         merger.save(merger.merge(recipe), recipe, tmp_path / rule)
         found[rule] = off(bench.loaded(tmp_path / rule), ours)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlmpeft.adapters.loading import load_adapter, read_tensors
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import load_adapter
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.spec import BaseSpec, Bits
@@ -99,7 +100,7 @@ def test_a_written_merge_answers_as_the_same_merge_on_the_fly(
     model, _, components = tiny
     merger = three
     if rule == "slerp":
-        merger = replace(three, operands=three.operands[:2], manifests=three.manifests[:2])
+        merger = replace(three, operands=three.operands[:2])
     folders = tuple(operand.folder for operand in merger.operands)
     recipe = Recipe(
         rule,
@@ -152,7 +153,7 @@ def test_a_merge_of_loras_is_a_lora_that_plain_peft_loads(tiny, adapters, batch,
     attached = load_adapter(tmp_path / "merged", model, components)
     ours, found = logits(model, batch), attached.deltas()
     attached.detach()
-    parts = [read_operand(f, model, components).deltas for f in folders]
+    parts = [read_operand(Adapter.read(f), model, components).deltas for f in folders]
     for name, delta in found.items():
         by_hand = sum(
             w * dense(p[name]) for w, p in zip((0.7, -0.4), parts, strict=True) if name in p
@@ -203,7 +204,7 @@ def test_what_has_no_dw_is_merged_in_its_own_parameters(tiny, adapters, tmp_path
     recipe = Recipe("average")
     merger = read_adapters(folders)
     merger.save(merger.merge(recipe), recipe, tmp_path / "merged")
-    tensors = [read_tensors(folder) for folder in (*folders, tmp_path / "merged")]
+    tensors = [Adapter.read(folder).tensors for folder in (*folders, tmp_path / "merged")]
     assert tensors[0].keys() == tensors[2].keys()
     for name, value in tensors[2].items():
         torch.testing.assert_close(value, (tensors[0][name] + tensors[1][name]) / 2)
@@ -254,7 +255,7 @@ def test_merge_writes_an_adapter_and_says_what_it_is(adapters, tmp_path, capsys)
         f"adapters: [{adapters['low']}, {adapters['other']}]\nmethod: ties\nweights: [1, 0.5]\ndensity: 0.3\n"
     )
     assert call("merge", "--config", yaml, "--out", tmp_path / "again") == 0
-    first, second = (read_tensors(f) for f in (out, tmp_path / "again"))
+    first, second = (Adapter.read(f).tensors for f in (out, tmp_path / "again"))
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
@@ -314,7 +315,10 @@ def test_strategies_of_different_kinds_and_ranks_merge(tiny, adapters, batch):  
     ours = logits(model, batch)
     found = attached.deltas()
     attached.detach()
-    parts = [read_operand(folder, model, components, ("language",)).deltas for folder in three]
+    parts = [
+        read_operand(Adapter.read(folder), model, components, ("language",)).deltas
+        for folder in three
+    ]
     name = "model.language_model.layers.1.self_attn.v_proj.weight"
     by_hand = sum(w * dense(part[name]) for w, part in zip((0.5, 0.3, 0.2), parts, strict=True))
     torch.testing.assert_close(found[name], by_hand)

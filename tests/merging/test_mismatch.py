@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vlmpeft.adapters.loading import chat_template, load_adapter, read_manifest, saved_processor
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import load_adapter
+from vlmpeft.adapters.manifest import read_manifest
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
@@ -77,11 +79,11 @@ def data(written, pictures):
 def ask(folder, spec, data, number=2):
     """What an adapter, loaded by hand, says on a base."""
     model, _, components = load_base(spec)
-    manifest, processor = read_manifest(folder), saved_processor(folder)
-    encoder = Encoder(processor, chat_template(folder), manifest["max_pixels"])
+    adapter = Adapter.read(folder)
+    encoder = Encoder(adapter.processor, adapter.chat_template, adapter.manifest.max_pixels)
     samples = encode_items(read_items(data, None, number), encoder)
     load_adapter(folder, model, components)
-    return make_trial(model, processor, manifest["decoding"], samples).answers(model)
+    return make_trial(model, adapter.processor, adapter.manifest.decoding, samples).answers(model)
 
 
 def by_hand(folder, spec, data, number=2):

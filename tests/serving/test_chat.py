@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.adapters.loading import load_adapter
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
@@ -63,10 +64,15 @@ def folders(tiny, tmp_path):
     return saved
 
 
+def keep(folders):
+    read = [(name, Adapter.read(folder)) for name, folder in folders.items()]
+    return keep_adapters(read, origin(BASE))
+
+
 @pytest.fixture
 def chat(tiny, folders):
     model, processor, components = tiny
-    adapters = keep_adapters(folders.items(), origin(BASE))
+    adapters = keep(folders)
     return Chat(AdapterSwitch(model, components, adapters), processor)
 
 
@@ -133,7 +139,7 @@ def test_a_picture_size_of_one_adapter_is_not_another_s(chat, folders, large):
     """Qwen-VL's image processor holds the limit itself; adapters share it."""
     for folder in folders.values():
         (Path(folder) / "chat_template.jinja").unlink()
-    adapters = keep_adapters(folders.items(), origin(BASE))
+    adapters = keep(folders)
     chat = Chat(AdapterSwitch(chat.switch.model, {}, adapters), qwen_processor())
     sizes = []
     for name in ("a", "b", "a"):
@@ -251,7 +257,7 @@ def test_tensors_that_do_not_fit_leave_the_base_and_say_so(
 ):
     plain = logits(chat.switch.model, batch)
     chat.use("a")
-    chat.switch.kept["b"].tensors.popitem()
+    chat.switch.kept["b"].adapter.tensors.popitem()
     _, err = talked(chat, monkeypatch, capsys, "/adapter b", "/reset")
     assert err[2].startswith("adapter")
     assert err[2].endswith("; base answers")

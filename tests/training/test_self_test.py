@@ -12,6 +12,7 @@ from vlmpeft.runtime.records import read_record
 from vlmpeft.strategies import AdaLoRA, Full, LastLayers, LoRA
 from vlmpeft.strategies.plan import Plan, attach
 from vlmpeft.training.gradient_check import gradient_self_test
+from vlmpeft.training.module import VLMModule
 
 from ..conftest import call, llava, write_json
 from ..data.test_encode import Image, talk
@@ -152,8 +153,8 @@ def test_adalora_keeps_its_budget_while_it_warms_up_and_from_the_final_steps_on(
     attached = attached_to(
         tiny, language=AdaLoRA(init_r=4, target_r=2, warmup=0.5, final=0.1, targets=("q_proj",))
     )
-    (attachment,) = [a for a in attached.attachments if a.after_step]
-    attachment.schedule(20)
+    (attachment,) = [a for a in attached.attachments if a.hooks.penalty]
+    attachment.hooks.schedule(20)
     singular = [p for n, p in attached.trainable().items() if ".lora_E." in n]
     total, kept = sum(p.numel() for p in singular), {}
     for step in range(1, 21):
@@ -161,7 +162,7 @@ def test_adalora_keeps_its_budget_while_it_warms_up_and_from_the_final_steps_on(
             for parameter in attached.trainable().values():
                 parameter.copy_(torch.rand_like(parameter) + 0.1)
                 parameter.grad = torch.rand_like(parameter)
-        attachment.after_step(step)
+        attachment.hooks.after_step(step)
         kept[step] = sum(int((p != 0).sum()) for p in singular)
     assert total == 16
     assert all(kept[step] == 16 for step in range(1, 11))
@@ -171,16 +172,16 @@ def test_adalora_keeps_its_budget_while_it_warms_up_and_from_the_final_steps_on(
 
 def test_orthogonality_is_part_of_adalora_s_loss(tiny, batch):
     attached = attached_to(tiny, language=AdaLoRA(init_r=4, target_r=2))
-    (attachment,) = [a for a in attached.attachments if a.penalty]
-    first = attachment.penalty()
+    (attachment,) = [a for a in attached.attachments if a.hooks.penalty]
+    first = attachment.hooks.penalty()
     optimizer = torch.optim.SGD(
         [p for n, p in attached.trainable().items() if ".lora_E." not in n], lr=20
     )
     for _ in range(200):
         optimizer.zero_grad()
-        attachment.penalty().backward()
+        attachment.hooks.penalty().backward()
         optimizer.step()
-    assert 0 <= attachment.penalty() < 0.2 * first
+    assert 0 <= attachment.hooks.penalty() < 0.2 * first
 
 
 def test_a_plan_of_which_nothing_is_reached_is_a_problem_not_a_traceback(tiny, batch):
@@ -193,3 +194,10 @@ def test_a_plan_of_which_nothing_is_reached_is_a_problem_not_a_traceback(tiny, b
         "no trainable tensor gets a gradient: the loss depends on none of them",
     )
     assert set(found.unreachable) == set(attached.trainable())
+
+
+def test_a_module_that_is_used_too_early_says_which_method_comes_first():
+    module = VLMModule()
+    for part, method in (("attached", "configure_model"), ("scorer", "set_scorer")):
+        with pytest.raises(RuntimeError, match=f"call {method} first"):
+            getattr(module, part)

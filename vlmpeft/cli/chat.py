@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.adapter import Adapter, Origin
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, Bits
@@ -59,10 +59,11 @@ def _load(settings: SimpleNamespace) -> Chat:
     allow_strategies(names_of(settings.allow_strategy))
     if settings.image is not None:
         read_picture(settings.image)
-    folders = [_named(text) for text in settings.adapter]
-    spec = _base(settings, [folder for _, folder in folders])
-    base = origin(spec) if folders else {}
-    adapters = keep_adapters(folders, base)
+    named = [_named(text) for text in settings.adapter]
+    read = [(name, Adapter.read(folder)) for name, folder in named]
+    spec = _base(settings, read[-1][1].manifest.base if read else None)
+    base = origin(spec) if read else {}
+    adapters = keep_adapters(read, base)
     for adapter in adapters.values():
         _note_bits(adapter, base)
     model, processor, components = load_base(spec, "cuda" if torch.cuda.is_available() else "cpu")
@@ -73,7 +74,7 @@ def _load(settings: SimpleNamespace) -> Chat:
         chat_template=settings.chat_template,
         max_new_tokens=settings.max_new_tokens,
     )
-    chat.use(folders[-1][0] if folders else None)
+    chat.use(named[-1][0] if named else None)
     if settings.image is not None:
         chat.show(settings.image)
     return chat
@@ -92,20 +93,17 @@ def _named(text: str) -> tuple[str, str]:
     return (path.parent.name if path.name == "adapter" else path.name), text
 
 
-def _base(settings: SimpleNamespace, folders: list[str]) -> BaseSpec:
+def _base(settings: SimpleNamespace, trained_on: Origin | None) -> BaseSpec:
     """The base that was given, else the one that the last adapter was trained on."""
     bits = Bits(language=settings.bits)
-    trained_on = {"id": "tiny", "revision": None}
-    for folder in folders:
-        trained_on = read_manifest(folder)["base"]
-    if settings.base in (None, trained_on["id"]):
-        return BaseSpec(trained_on["id"], bits, revision=trained_on["revision"])
-    return BaseSpec(settings.base, bits)
+    if trained_on and settings.base in (None, trained_on.id):
+        return BaseSpec(trained_on.id, bits, revision=trained_on.revision)
+    return BaseSpec(settings.base or "tiny", bits)
 
 
 def _note_bits(adapter: KeptAdapter, base: dict[str, Any]) -> None:
     if adapter.same_bits:
         return
-    trained, here = adapter.manifest["base"]["bits"], base["bits"]
+    trained, here = adapter.adapter.manifest.base.bits, base["bits"]
     other = [f"{k} {trained.get(k)}, here {here[k]}" for k in here if here[k] != trained.get(k)]
     note(f"adapter {adapter.name} was trained on a base in other bits: {'; '.join(other)}")

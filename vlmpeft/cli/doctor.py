@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from vlmpeft.runtime.errors import GateFailed
-from vlmpeft.runtime.records import versions
+from vlmpeft.runtime.provenance import versions
 from vlmpeft.runtime.visible import terminal_console
 
 

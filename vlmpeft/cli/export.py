@@ -12,14 +12,7 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.loading import (
-    adapter_plan,
-    check_base,
-    read_tensors,
-    saved_processor,
-    trained_base,
-)
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.base.components import find_components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import meta_model
@@ -38,7 +31,7 @@ from vlmpeft.export.to_peft import AdapterExport
 from vlmpeft.runtime.atomic_folder import refuse_existing, written_whole
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
-from vlmpeft.runtime.records import versions
+from vlmpeft.runtime.provenance import versions
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import AttachedPlan, allow_strategies, attach
 
@@ -103,38 +96,35 @@ def _our_options() -> Any:
 
 def _export(settings: SimpleNamespace, out: Path) -> dict[str, Any]:
     """What can be wrong is looked at before the base is loaded, which takes minutes for a big one."""
-    adapter, manifest = settings.adapter, read_manifest(settings.adapter)
-    read_tensors(adapter)
-    spec = trained_base(adapter, settings.base)
+    adapter = Adapter.read(settings.adapter)
+    _ = adapter.tensors
+    spec = adapter.trained_base(settings.base)
     base = origin(spec)
-    check_base(adapter, base)
+    adapter.check_base(base)
     attached = _attached_without_weights(adapter, spec)
-    processor = saved_processor(adapter)
+    _ = adapter.processor
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about = {"format": 1, "to": settings.to, "adapter": adapter, "base": base}
+    about = {"format": 1, "to": settings.to, "adapter": adapter.folder, "base": base}
     if settings.to == "merged":
-        job: MergedExport | AdapterExport = _merged_job(
-            settings, manifest, spec, attached, processor, device
-        )
+        job: MergedExport | AdapterExport = _merged_job(settings, adapter, spec, attached, device)
     else:
-        job = _adapter_job(settings, manifest, spec, attached, processor, device)
+        job = _adapter_job(settings, adapter, spec, attached, device)
     with written_whole(out) as scratch:
         report = about | job.run(scratch) | {"versions": versions()}
-        write_report(scratch, report, card(report, manifest))
+        write_report(scratch, report, card(report, adapter.manifest.raw["plan"]))
     return report
 
 
-def _attached_without_weights(adapter: str, spec: BaseSpec) -> AttachedPlan:
+def _attached_without_weights(adapter: Adapter, spec: BaseSpec) -> AttachedPlan:
     model = meta_model(spec)
-    return attach(adapter_plan(adapter), model, find_components(model))
+    return attach(adapter.plan, model, find_components(model))
 
 
 def _merged_job(
     settings: SimpleNamespace,
-    manifest: dict[str, Any],
+    adapter: Adapter,
     spec: BaseSpec,
     attached: AttachedPlan,
-    processor: Any,
     device: torch.device,
 ) -> MergedExport:
     without = [a for a in attached.attachments if a.deltas is None]
@@ -147,12 +137,9 @@ def _merged_job(
     target = MergeTarget(settings.adapter, spec, device, settings.onto or "full")
     target.check(attached.plan)
     return MergedExport(
-        settings.adapter,
-        manifest,
-        attached.plan,
+        adapter,
         target,
-        _samples(settings, manifest, processor),
-        processor,
+        _samples(settings, adapter),
         settings.tolerance,
         settings.max_shard_size or "5GB",
     )
@@ -160,28 +147,25 @@ def _merged_job(
 
 def _adapter_job(
     settings: SimpleNamespace,
-    manifest: dict[str, Any],
+    adapter: Adapter,
     spec: BaseSpec,
     attached: AttachedPlan,
-    processor: Any,
     device: torch.device,
 ) -> AdapterExport:
     form = Loadability(settings.adapter, settings.to, attached, settings.rank)
     form.check()
-    samples = _samples(settings, manifest, processor)
+    samples = _samples(settings, adapter)
     return AdapterExport(
-        settings.adapter,
-        manifest,
+        adapter,
         spec,
         form,
         Path(settings.out),
         samples,
-        processor,
         device,
         settings.tolerance,
     )
 
 
-def _samples(settings: SimpleNamespace, manifest: dict[str, Any], processor: Any) -> list[Sample]:
+def _samples(settings: SimpleNamespace, adapter: Adapter) -> list[Sample]:
     items = read_items(settings.data, settings.image_dir, settings.samples or 8)
-    return encode_items(items, Encoder(processor, None, manifest.get("max_pixels")))
+    return encode_items(items, Encoder(adapter.processor, None, adapter.manifest.max_pixels))

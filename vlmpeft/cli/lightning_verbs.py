@@ -12,8 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from vlmpeft.adapters.loading import adapter_plan
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.base.loading import parameter_count
 from vlmpeft.cli.config_files import names_of
 from vlmpeft.cli.explain import explain
@@ -40,7 +39,6 @@ from vlmpeft.training.checkpoints import (
 )
 from vlmpeft.training.module import VLMModule
 from vlmpeft.training.progress import FitProgress, MetricsCsv
-from vlmpeft.training.readiness import make_scorer, use_adapter
 from vlmpeft.training.report import group_table, headlines
 from vlmpeft.training.run import FitRun, new_run_dir
 from vlmpeft.training.settings import Eval, Search
@@ -239,6 +237,7 @@ class VLMCLI(LightningCLI):
     def fit(self, **_: Any) -> None:
         """The fit verb: score, train, score, save."""
         settings = self.settings
+        init_adapter = Adapter.read(settings.init_adapter) if settings.init_adapter else None
         self._check_folders()
         self._ask_about_size()
         run = FitRun(
@@ -258,19 +257,17 @@ class VLMCLI(LightningCLI):
                 write_atomically(self.run_dir / "config.yaml", text.encode())
                 run.write_split()
             run.score_base()
-            run.attach(settings.init_adapter)
+            run.attach(init_adapter)
             with run.timed("fit"), self._interruption():
                 self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self._checkpoint())
             run.finish()
 
     def _check_folders(self) -> None:
-        """Look at what a run or an adapter left before anything is loaded.
+        """Look at what a run left before anything is loaded.
 
         Raises:
-            UserError: the run is finished; a damaged record, checkpoint or adapter, or one that names code.
+            UserError: the run is finished; a damaged record or checkpoint.
         """
-        if self.settings.init_adapter:
-            adapter_plan(self.settings.init_adapter)
         if not self.settings.resume:
             return
         record = read_record(self.run_dir)
@@ -365,18 +362,19 @@ class VLMCLI(LightningCLI):
         print(visible(f"{len(items)} predictions: {path}"))  # noqa: T201
 
     def _prepare_scoring(self, split: str) -> None:
-        adapter = self.settings.adapter
-        if adapter:  # what is wrong with it shows before the data is read and the base is loaded
-            adapter_plan(adapter)
-            self.data.max_pixels = read_manifest(adapter).get("max_pixels", self.data.max_pixels)
+        folder = self.settings.adapter
+        # what is wrong with it shows before the data is read and the base is loaded
+        adapter = Adapter.read(folder) if folder else None
+        if adapter:
+            self.data.max_pixels = adapter.manifest.max_pixels
         self.data.prepare(self.module.processor, splits=(split,))
         self.module.load(self.trainer.strategy.root_device)
         self.module.trainer = self.trainer
         if adapter:
-            use_adapter(adapter, self.module)
+            self.module.use_adapter(adapter)
         else:
             self.module.plan = self.module.plan.untrained()
-        self.module.scorer = make_scorer(self.module, self.data, adapter)
+        self.module.set_scorer(self.data, adapter.manifest.decoding if adapter else None)
 
     def _out_dir(self) -> Path:
         """--out, else the run folder of the adapter, else the working directory."""

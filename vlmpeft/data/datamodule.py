@@ -220,6 +220,11 @@ class VLMData(pl.LightningDataModule):
     def dataset(self, split: str) -> EncodedDataset:
         return self._datasets[split]
 
+    def scored_items(self) -> list[Item]:
+        """The items of val and test that are prepared."""
+        splits = [split for split in ("val", "test") if self.has(split)]
+        return [item for split in splits for item in self.dataset(split).items]
+
     def conversations(self, split: str) -> list[Conversation]:
         """The usable conversations of a split."""
         return self._read[split].conversations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,21 @@ class Limits:
     max_new_tokens: int
     end_ids: tuple[int, ...]
     pad_id: int
+
+
+class AnswerEnds(Protocol):
+    """What is remembered of when answers end; an adapter's manifest has it."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def end_ids(self) -> Sequence[int]: ...
+
+
+def limits_of(ends: AnswerEnds, tokenizer: Any) -> Limits:
+    """The limits of a tokenizer's model."""
+    return Limits(ends.max_new_tokens, tuple(ends.end_ids), find_pad_id(tokenizer))
 
 
 def find_end_ids(model: Any, tokenizer: Any, answered: Iterable[int]) -> list[int]:

@@ -16,7 +16,14 @@ from vlmpeft.data.batches.dataset import Item, scored_items
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.data.formats.sources import read_conversations
 from vlmpeft.data.workbench.build import PREFIX, cached_task
-from vlmpeft.evaluation.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
+from vlmpeft.evaluation.decoding import (
+    AnswerEnds,
+    Limits,
+    WholePrompts,
+    find_end_ids,
+    find_pad_id,
+    limits_of,
+)
 from vlmpeft.evaluation.token_loss import supervised_logits
 from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.runtime.errors import UserError
@@ -105,7 +112,7 @@ class Trial:
 
 
 def make_trial(
-    model: Any, processor: Any, decoding: dict[str, Any] | None, samples: list[Sample]
+    model: Any, processor: Any, decoding: AnswerEnds | None, samples: list[Sample]
 ) -> Trial:
     """A trial whose answers end as the adapter's scored answers did.
 
@@ -117,11 +124,10 @@ def make_trial(
     """
     tokenizer = processor.tokenizer
     if decoding:
-        limit, ends = decoding["max_new_tokens"], decoding["end_ids"]
-    else:
-        last = [int(encoded.input_ids[encoded.turns[0][1] - 1]) for _, encoded in samples]
-        limit, ends = _MAX_NEW_TOKENS, find_end_ids(model, tokenizer, last)
-    return Trial(samples, tokenizer, Limits(limit, tuple(ends), find_pad_id(tokenizer)))
+        return Trial(samples, tokenizer, limits_of(decoding, tokenizer))
+    last = [int(encoded.input_ids[encoded.turns[0][1] - 1]) for _, encoded in samples]
+    ends = tuple(find_end_ids(model, tokenizer, last))
+    return Trial(samples, tokenizer, Limits(_MAX_NEW_TOKENS, ends, find_pad_id(tokenizer)))
 
 
 def read_items(data: str | None, image_dir: str | None, number: int) -> list[Item]:

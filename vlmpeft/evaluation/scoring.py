@@ -17,6 +17,7 @@ from vlmpeft.evaluation.decoding import Decoded, Limits, WholePrompts, find_pad_
 from vlmpeft.evaluation.metrics import Answer, TextMetric
 from vlmpeft.evaluation.prefix_cache import SharedPrefixes
 from vlmpeft.evaluation.tower_cache import FeatureCache, Sample
+from vlmpeft.runtime.errors import UserError
 
 Scores = dict[str, float]
 _CHECKED = 8  # samples that are decoded in both ways, to see that both say the same
@@ -130,6 +131,35 @@ class Scorer:
         answer = read_answer(record)
         mine = [metric for metric in self.metrics if self._concerns(metric, extra)]
         return record | {"scores": {metric.name: metric.score_item(answer) for metric in mine}}
+
+
+def make_scorer(
+    encoder: Encoder,
+    metrics: Sequence[TextMetric],
+    limits: Limits,
+    group_by: str | None,
+    items: Iterable[Item],
+) -> Scorer:
+    """The scorer of known items.
+
+    Args:
+        encoder: as of Scorer.
+        metrics: as of Scorer.
+        limits: when an answer ends.
+        group_by: as of Scorer.
+        items: every item that will be scored.
+
+    Raises:
+        UserError: a metric is for groups that no item is in; its score would be missing without a word.
+    """
+    there = {str(item.conversation.extra.get(str(group_by))) for item in items}
+    for metric in metrics:
+        if there and metric.groups and not there & {*metric.groups}:
+            raise UserError(
+                f"model.metrics: {metric.name} is for groups {', '.join(metric.groups)}, but by "
+                f"data.group_by={group_by} there are {', '.join(sorted(there)[:20])}"
+            )
+    return Scorer(encoder, metrics, limits.max_new_tokens, limits.end_ids, group_by)
 
 
 def read_answer(record: Mapping[str, Any]) -> Answer:

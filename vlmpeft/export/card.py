@@ -23,12 +23,12 @@ processor = AutoProcessor.from_pretrained("PATH")
 }
 
 
-def card(report: dict[str, Any], manifest: dict[str, Any]) -> str:
+def card(report: dict[str, Any], plan: dict[str, Any]) -> str:
     """Markdown with the hub's front matter: what it is, how it is loaded, what was measured.
 
     Args:
         report: of the export.
-        manifest: of the adapter.
+        plan: of the adapter, as its manifest has it.
     """
     base = report["base"]["id"]
     return (
@@ -37,7 +37,7 @@ def card(report: dict[str, Any], manifest: dict[str, Any]) -> str:
                 _front_matter(base, report["to"]),
                 f"# {base}, adapted ({report['to']})",
                 f"Base `{base}`, fingerprint `{report['base']['fingerprint']}`. What was trained:",
-                _plan(manifest["plan"]),
+                _plan(plan),
                 _loading(report),
                 *_measured(report),
                 *[f"Note: {note}." for note in report["notes"]],

@@ -14,7 +14,7 @@ from vlmpeft.base.fingerprint import fingerprint
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import QUANTIZED, BaseSpec, Bits
 from vlmpeft.data.batches.encode import Encoder
-from vlmpeft.evaluation.decoding import Limits, find_pad_id
+from vlmpeft.evaluation.decoding import limits_of
 from vlmpeft.evaluation.equivalence import TOLERANCE, encode_items, make_trial, read_items
 from vlmpeft.export.answer_gate import ALONE, ATTACHED, Routes
 from vlmpeft.export.card import whole_merge_card
@@ -29,7 +29,7 @@ from vlmpeft.merging.recipe import Recipe
 from vlmpeft.merging.result import attach_result
 from vlmpeft.runtime.atomic_folder import written_whole
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import versions
+from vlmpeft.runtime.provenance import versions
 
 GateName = Literal["answers", "weights"]
 _REPORT = "merge.json"
@@ -66,7 +66,7 @@ class WholeMerge:
         Raises:
             UserError: another base, adapters without dW, a tensor that the files do not hold as one.
         """
-        found, said = fingerprint(self.spec), self.merger.origin["fingerprint"]
+        found, said = fingerprint(self.spec), self.merger.origin.fingerprint
         if found != said:
             raise UserError(
                 f"base {self.spec.path} has fingerprint {found}, and adapter {self.merger.operands[0].folder} was trained on "
@@ -84,7 +84,7 @@ class WholeMerge:
                 f"--to merged: {names} on {component} of adapter {operand.folder} is no change of weights, so it has no dW to "
                 "merge into the base; --to adapter"
             )
-        if starts_from_quantized(operand.plan):
+        if starts_from_quantized(operand.adapter.plan):
             raise UserError(
                 f"--to merged: LoRA init=loftq of adapter {operand.folder} makes up for what quantization lost, so on whole "
                 "weights it would be added twice; --to adapter, then export --to merged --onto dequantized"
@@ -118,13 +118,8 @@ class WholeMerge:
         processor, decoding = self.merger.processor, self.merger.decoding
         processor.save_pretrained(scratch)
         if decoding:
-            limits = Limits(
-                decoding["max_new_tokens"],
-                tuple(decoding["end_ids"]),
-                find_pad_id(processor.tokenizer),
-            )
             settings = _generation_config(scratch)
-            set_limits(settings, limits)
+            set_limits(settings, limits_of(decoding, processor.tokenizer))
             settings.save_pretrained(scratch)
 
     # -- the gate ------------------------------------------------------------------------------
@@ -135,7 +130,7 @@ class WholeMerge:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         spec = BaseSpec(self.spec.path, bits, revision=self.spec.revision)
         model, _, components = load_base(spec, device)
-        pixels = self.merger.manifests[0].get("max_pixels")
+        pixels = self.merger.first.manifest.max_pixels
         encoder = Encoder(self.merger.processor, None, pixels)
         items = [i for d in self.data or (None,) for i in read_items(d, None, self.samples)]
         samples = encode_items(items, encoder)
@@ -160,7 +155,7 @@ class WholeMerge:
             "recipe": asdict(self.recipe),
             "paper": [self.recipe.rule.paper, self.recipe.rule.url],
             "adapters": self.merger.origins(),
-            "base": self.merger.origin,
+            "base": self.merger.origin.to_dict(),
             "width": self.width,
             "gate": {
                 "kind": self.gate,
@@ -174,14 +169,15 @@ class WholeMerge:
         }
 
     def _notes(self) -> list[str]:
-        bits = {m["base"]["bits"][name] for m in self.merger.manifests for name in PLANNED}
+        origins = [operand.adapter.manifest.base for operand in self.merger.operands]
+        bits = {origin.bits[name] for origin in origins for name in PLANNED}
         notes = []
         if quantized := sorted(bits & {*QUANTIZED}):
             notes.append(
                 f"trained on {' + '.join(quantized)} weights, merged into the checkpoint's own {self.width} weights: another "
                 "base than the one they were trained on; export --to merged says how much that changes"
             )
-        if pixels := self.merger.manifests[0].get("max_pixels"):
+        if pixels := self.merger.first.manifest.max_pixels:
             notes.append(
                 f"pictures above {pixels} pixels were scaled down before the processor saw them; scale yours down as well"
             )

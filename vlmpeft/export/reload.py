@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vlmpeft.adapters.loading import saved_processor
+from vlmpeft.adapters.adapter import saved_processor
 from vlmpeft.adapters.peft_form import PEFT_WEIGHTS
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec, base_dir

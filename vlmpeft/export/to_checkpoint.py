@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.loading import load_adapter
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import attach_adapter
 from vlmpeft.base.components import Components
 from vlmpeft.base.loading import load_base
 from vlmpeft.evaluation.equivalence import make_trial
@@ -21,7 +22,6 @@ from vlmpeft.export.reload import encode_again, keep_as_stored, load_checkpoint
 from vlmpeft.export.target_weights import MergeTarget, starts_from_quantized
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta
-from vlmpeft.strategies.plan import Plan
 
 
 @dataclass
@@ -29,22 +29,16 @@ class MergedExport:
     """One adapter on its way into a checkpoint.
 
     Args:
-        adapter: its folder.
-        manifest: of the adapter.
-        plan: of the adapter.
+        adapter: as it was read.
         target: which weights dW is added to.
-        samples: what the answers are compared by.
-        processor: the adapter's, that encoded them.
+        samples: what the answers are compared by, encoded by the adapter's processor.
         tolerance: largest |delta logits|; None is by the width written.
         max_shard_size: of a safetensors file.
     """
 
-    adapter: str
-    manifest: dict[str, Any]
-    plan: Plan
+    adapter: Adapter
     target: MergeTarget
     samples: list[Sample]
-    processor: Any
     tolerance: float | None = None
     max_shard_size: str = "5GB"
 
@@ -58,9 +52,9 @@ class MergedExport:
             GateFailed: what was written answers otherwise than the attached adapter.
         """
         deltas = self._measure_trained(scratch)
-        if not self.target.is_own_width and not starts_from_quantized(self.plan):
+        if not self.target.is_own_width and not starts_from_quantized(self.adapter.plan):
             deltas = self._attach_whole()
-        if not starts_from_quantized(self.plan):
+        if not starts_from_quantized(self.adapter.plan):
             self._merge_whole(scratch, deltas)
         tolerance = self.target.tolerance if self.tolerance is None else self.tolerance
         gate = self.routes.check(
@@ -71,8 +65,8 @@ class MergedExport:
     def _measure_trained(self, scratch: Path) -> dict[str, Delta]:
         """The adapter on the base as it was trained, and if that is quantized what becomes of those weights."""
         model, _, components = load_base(self.target.spec, self.target.device)
-        decoding = self.manifest.get("decoding")
-        self.routes = Routes(make_trial(model, self.processor, decoding, self.samples))
+        decoding = self.adapter.manifest.decoding
+        self.routes = Routes(make_trial(model, self.adapter.processor, decoding, self.samples))
         deltas = self._take(model, components, ATTACHED, ALONE)
         if not self.target.quantized:
             return deltas
@@ -88,10 +82,11 @@ class MergedExport:
         self, model: Any, components: Components, attached: str, alone: str
     ) -> dict[str, Delta]:
         """Answers with the adapter attached and without; returns its dW."""
-        plan = load_adapter(self.adapter, model, components)
+        plan = attach_adapter(self.adapter, model, components)
+        self.adapter.forget_tensors()
         self.routes.ask(attached, model)
         deltas = plan.products()
-        self.carriers = find_carriers(plan, self.manifest["tensors"], deltas)
+        self.carriers = find_carriers(plan, self.adapter.manifest.shapes, deltas)
         plan.detach()
         self.routes.ask(alone, model)
         return deltas
@@ -132,7 +127,7 @@ class MergedExport:
 
     def _write(self, scratch: Path, model: Any) -> None:
         limits = self.routes.trial.limits
-        write_checkpoint(scratch, model, self.processor, limits, self.max_shard_size)
+        write_checkpoint(scratch, model, self.adapter.processor, limits, self.max_shard_size)
 
     def _measure(self, route: str, scratch: Path, model: Any = None) -> None:
         """Answers of a model in memory, or as reloaded from disk with the processor that was written beside it."""
@@ -140,7 +135,7 @@ class MergedExport:
         samples, device = self.samples, self.target.device
         if model is None:
             model = load_checkpoint(str(scratch), device=device)
-            samples = encode_again(samples, scratch, self.manifest.get("max_pixels"))
+            samples = encode_again(samples, scratch, self.adapter.manifest.max_pixels)
         if next(model.parameters()).device.type != device.type:
             model.to(device)
         keep_as_stored(model)
@@ -162,7 +157,7 @@ class MergedExport:
         }
 
     def _notes(self) -> list[str]:
-        if pixels := self.manifest.get("max_pixels"):
+        if pixels := self.adapter.manifest.max_pixels:
             return [
                 f"pictures above {pixels} pixels were scaled down before the processor saw them; scale yours down as well"
             ]

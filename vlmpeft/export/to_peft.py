@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters.loading import chat_template, load_adapter, read_tensors
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import attach_adapter
 from vlmpeft.adapters.peft_form import PREFIX, peft_config
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.components import Components
@@ -38,24 +39,20 @@ class AdapterExport:
     """One adapter on its way into a folder that an engine loads.
 
     Args:
-        adapter: its folder.
-        manifest: of the adapter.
+        adapter: as it was read.
         spec: the base in the widths the adapter was trained on.
         form: what it is exported for and how, checked.
         out: what the folder will be called.
-        samples: what the answers are compared by.
-        processor: the adapter's, that encoded them.
+        samples: what the answers are compared by, encoded by the adapter's processor.
         device: where models run.
         tolerance: largest |delta logits|; None is by the widths of the base.
     """
 
-    adapter: str
-    manifest: dict[str, Any]
+    adapter: Adapter
     spec: BaseSpec
     form: Loadability
     out: Path
     samples: list[Sample]
-    processor: Any
     device: torch.device
     tolerance: float | None = None
 
@@ -70,8 +67,9 @@ class AdapterExport:
         """
         report: dict[str, Any] = {"notes": []}
         reference = self._write(scratch, report)
+        self.adapter.forget_tensors()
         report |= self._check_in_peft(scratch, reference)
-        written = read_tensors(scratch)
+        written = Adapter.read(scratch).tensors
         report["tensors"], report["not_exported"] = self._inventory(written, report)
         if self.form.engine == "vllm":
             parts = {
@@ -79,7 +77,7 @@ class AdapterExport:
                 for target in lora_targets(written)
             }
             report["vllm"] = serving(
-                scratch, self.out, written, parts, self.spec.path, self.manifest
+                scratch, self.out, written, parts, self.spec.path, self.adapter.manifest
             )
         return report
 
@@ -88,9 +86,9 @@ class AdapterExport:
     def _write(self, scratch: Path, report: dict[str, Any]) -> str:
         """The folder, beside the answers it stands for; returns the name of those."""
         model, _, components = load_base(self.spec, self.device)
-        decoding = self.manifest.get("decoding")
-        self.routes = Routes(make_trial(model, self.processor, decoding, self.samples))
-        attached = load_adapter(self.adapter, model, components)
+        decoding = self.adapter.manifest.decoding
+        self.routes = Routes(make_trial(model, self.adapter.processor, decoding, self.samples))
+        attached = attach_adapter(self.adapter, model, components)
         self.routes.ask(ATTACHED, model)
         attached.detach()
         self.routes.ask(ALONE, model)
@@ -111,7 +109,7 @@ class AdapterExport:
 
     def _copy(self, scratch: Path) -> None:
         """The adapter's own folder, with PEFT's config written anew for the base as it is called here."""
-        for path in Path(self.adapter).iterdir():
+        for path in self.adapter.path.iterdir():
             if path.is_file() and path.suffix not in (".bin", ".pt", ".pth"):
                 shutil.copyfile(path, scratch / path.name)
         self._write_config(scratch, peft_config(self.form.attached, self._base()))
@@ -122,15 +120,16 @@ class AdapterExport:
 
     def _rewrite(self, scratch: Path, result: Result) -> None:
         attached = attach_result(result, meta_model(self.spec), self.form.attached.components)
+        manifest = self.adapter.manifest
         save_adapter(
             scratch,
             attached,
-            processor=self.processor,
-            base=self.manifest["base"],
-            chat_template=chat_template(self.adapter),
-            decoding=self.manifest.get("decoding"),
-            max_pixels=self.manifest.get("max_pixels"),
-            extra={"exported_from": self.manifest["plan"]},
+            processor=self.adapter.processor,
+            base=manifest.base.to_dict(),
+            chat_template=self.adapter.chat_template,
+            decoding=manifest.decoding and manifest.decoding.to_dict(),
+            max_pixels=manifest.max_pixels,
+            extra={"exported_from": manifest.raw["plan"]},
         )
         self._write_config(scratch, peft_config(attached, self._base()))
 
@@ -155,7 +154,7 @@ class AdapterExport:
         others = {n: d for n, d in deltas.items() if n not in here}
         products = _products(others) | found.products
         self._rewrite(scratch, Result(products={n: _on_cpu(p) for n, p in products.items()}))
-        load_adapter(scratch, model, components)
+        attach_adapter(Adapter.read(scratch), model, components)
         route = f"attached, projector as LoRA of rank {self.form.rank}"
         before, after = self.routes.answers[ATTACHED], self.routes.ask(route, model)
         report["projector"] = {
@@ -175,7 +174,7 @@ class AdapterExport:
         """What was written as plain PEFT loads it, on a fresh base: detaching may round what it puts back."""
         gc.collect()
         model = load_in_peft(scratch, self.spec, self.device)
-        samples = encode_again(self.samples, scratch, self.manifest.get("max_pixels"))
+        samples = encode_again(self.samples, scratch, self.adapter.manifest.max_pixels)
         self.routes.ask(IN_PEFT, model, samples)
         tolerance = self._usual_tolerance() if self.tolerance is None else self.tolerance
         gate = self.routes.check(
@@ -200,7 +199,7 @@ class AdapterExport:
         """(trained tensor -> the written ones that carry it, trained tensor -> why it is in none)."""
         carried, lost = {}, {}
         gone = report.get("projector", {}).get("lost", {})
-        for name in self.manifest["tensors"]:
+        for name in self.adapter.manifest.shapes:
             bare = name.removeprefix(PREFIX)
             factors = [f"{PREFIX}{bare.rpartition('.')[0]}.lora_{x}.weight" for x in "AB"]
             if name in written:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlmpeft.adapters.adapter import Manifest
 from vlmpeft.adapters.peft_form import PEFT_WEIGHTS, PREFIX
 from vlmpeft.base.components import PLANNED
 from vlmpeft.base.spec import QUANTIZED, base_dir
@@ -27,7 +28,7 @@ def serving(
     written: Mapping[str, Tensor],
     parts: Collection[str],
     base: str,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
 ) -> dict[str, Any]:
     """The command line, and what is ignored.
 
@@ -70,19 +71,19 @@ def _own_template(folder: Path, out: Path, base: str) -> str:
     return str(out.absolute() / own.name)
 
 
-def _ignored(parts: Collection[str], manifest: Mapping[str, Any]) -> list[str]:
+def _ignored(parts: Collection[str], manifest: Manifest) -> list[str]:
     found = [
         f"LoRA on {name} is ignored without --enable-tower-connector-lora, and where vLLM has no such support for the "
         "model (vllm-project/vllm#27916, #31479)"
         for name in sorted({*parts} - {"language"})
     ]
-    bits = manifest["base"]["bits"]
+    bits = manifest.base.bits
     quantized = [f"{name} {bits[name]}" for name in PLANNED if bits[name] in QUANTIZED]
     if quantized:
         found.append(
             f"the base was quantized in training ({', '.join(quantized)}); vLLM serves the checkpoint's own weights unless told "
             "otherwise"
         )
-    if pixels := manifest.get("max_pixels"):
+    if pixels := manifest.max_pixels:
         found.append(f"the pixel limit {pixels} of training: scale pictures down before sending")
     return found

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.loading import load_adapter, saved_processor, trained_base
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import attach_adapter
 from vlmpeft.base.fingerprint import fingerprint
 from vlmpeft.base.loading import load_base
 from vlmpeft.base.spec import BaseSpec
@@ -76,7 +76,7 @@ class Mismatch:
 class _Place:
     """An adapter on a base that is to be scored."""
 
-    adapter: str
+    adapter: Adapter
     spec: BaseSpec
     fingerprint: str
 
@@ -99,28 +99,26 @@ def find_mismatches(
     Raises:
         UserError: a file that cannot be read, or an adapter that does not fit the base.
     """
-    pairs = [
-        (o.folder, m["base"]["fingerprint"])
-        for o, m in zip(merger.operands, merger.manifests, strict=True)
-    ]
-    odd = dict(pair for pair in pairs if pair[1] != merger.origin["fingerprint"])
+    here = merger.origin.fingerprint
+    adapters = {operand.folder: operand.adapter for operand in merger.operands}
+    odd = [a for a in adapters.values() if a.manifest.base.fingerprint != here]
     if not odd:
         return []
     items = [i for file in files or (None,) for i in read_items(file, None, limit or SAMPLES)]
-    places = [place for folder in odd for place in _places(folder, odd[folder], merger)]
+    places = [place for adapter in odd for place in _places(adapter, merger)]
     scores = dict(_scores(places, items))
     return [
-        Mismatch(folder, len(items), *(scores[p] for p in places if p.adapter == folder))
-        for folder in odd
+        Mismatch(adapter.folder, len(items), *(scores[p] for p in places if p.adapter is adapter))
+        for adapter in odd
     ]
 
 
-def _places(folder: str, own: str, merger: Merger) -> tuple[_Place, _Place]:
+def _places(adapter: Adapter, merger: Merger) -> tuple[_Place, _Place]:
     """On its own base, and on that of the merge."""
-    here = replace(trained_base(folder, merger.spec.path), revision=merger.spec.revision)
+    here = replace(adapter.trained_base(merger.spec.path), revision=merger.spec.revision)
     return (
-        _Place(folder, trained_base(folder), own),
-        _Place(folder, here, merger.origin["fingerprint"]),
+        _Place(adapter, adapter.trained_base(), adapter.manifest.base.fingerprint),
+        _Place(adapter, here, merger.origin.fingerprint),
     )
 
 
@@ -142,12 +140,13 @@ def _scores(places: Sequence[_Place], items: Sequence[Item]) -> Iterator[tuple[_
 def _score(place: _Place, found: str, model: Any, components: Any, items: Sequence[Item]) -> Score:
     if found != place.fingerprint:
         return place.score(problem=f"what is there now is another ({found})")
-    manifest, processor = read_manifest(place.adapter), saved_processor(place.adapter)
-    samples = encode_items(items, Encoder(processor, None, manifest.get("max_pixels")))
-    with bases_named(manifest["base"]["id"], place.spec.path):
-        attached = load_adapter(place.adapter, model, components)
+    manifest, processor = place.adapter.manifest, place.adapter.processor
+    samples = encode_items(items, Encoder(processor, None, manifest.max_pixels))
+    with bases_named(manifest.base.id, place.spec.path):
+        attached = attach_adapter(place.adapter, model, components)
+    place.adapter.forget_tensors()
     try:
-        trial = make_trial(model, processor, manifest.get("decoding"), samples)
+        trial = make_trial(model, processor, manifest.decoding, samples)
         answers = trial.answers(model)
     finally:
         attached.detach()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmpeft.adapters.loading import chat_template, saved_processor, trained_base, weights_file
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.adapter import Adapter, Decoding, Origin
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.components import PLANNED, Components, find_components
 from vlmpeft.base.loading import load_base, meta_model
@@ -40,30 +38,25 @@ class Merger:
         operands: the adapters.
         model: the base that the merge is for; without weights where nothing needs them.
         components: of the model.
-        manifests: of the adapters.
-        base: where the base is; None is where the first adapter says.
+        spec: the base, in the widths that the first adapter was trained on.
+        origin: what the merged adapter says of the base.
     """
 
     operands: list[Operand]
     model: Any
     components: Components
-    manifests: list[dict[str, Any]]
-    base: str | None = None
+    spec: BaseSpec
+    origin: Origin
 
     @property
-    def spec(self) -> BaseSpec:
-        """The base, in the widths that the first adapter was trained on."""
-        return trained_base(self.operands[0].folder, self.base)
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What a manifest says of the base: as the first adapter's does, unless --base is another."""
-        return base_of_merge(self.operands[0].folder, self.base)
+    def first(self) -> Adapter:
+        """The adapter whose processor, template and picture size the merge takes over."""
+        return self.operands[0].adapter
 
     @property
     def processor(self) -> Any:
         """The first adapter's."""
-        return saved_processor(self.operands[0].folder)
+        return self.first.processor
 
     def conflicts(self) -> list[Conflict]:
         """Where they disagree, by component and layer."""
@@ -149,18 +142,17 @@ class Merger:
             search: how the recipe's knobs were chosen, for the manifest.
             mismatches: scores of adapters of other bases, for the manifest.
         """
-        first = self.manifests[0]
+        decoding = self.decoding
         attached = attach_result(result, self.model, self.components)
-        folder = Path(self.operands[0].folder)
         try:
             save_adapter(
                 out,
                 attached,
                 processor=self.processor,
-                base=self.origin,
-                chat_template=chat_template(folder),
-                decoding=self.decoding,
-                max_pixels=first.get("max_pixels"),
+                base=self.origin.to_dict(),
+                chat_template=self.first.chat_template,
+                decoding=decoding and decoding.to_dict(),
+                max_pixels=self.first.manifest.max_pixels,
                 card=self._card(recipe, result),
                 extra={
                     "merge": self._history(recipe) | {"search": search, "mismatches": mismatches}
@@ -171,13 +163,13 @@ class Merger:
             attached.detach()
 
     @property
-    def decoding(self) -> dict[str, Any] | None:
+    def decoding(self) -> Decoding | None:
         """Limits that fit the answers of all."""
-        found = [m["decoding"] for m in self.manifests if m.get("decoding")]
+        found = [d for o in self.operands if (d := o.adapter.manifest.decoding)]
         if not found:
             return None
-        ends = sorted({i for one in found for i in one["end_ids"]})
-        return {"max_new_tokens": max(d["max_new_tokens"] for d in found), "end_ids": ends}
+        ends = {i for one in found for i in one.end_ids}
+        return Decoding(max(one.max_new_tokens for one in found), tuple(sorted(ends)))
 
     def _history(self, recipe: Recipe) -> dict[str, Any]:
         rule = recipe.rule
@@ -185,21 +177,18 @@ class Merger:
 
     def origins(self) -> list[dict[str, str]]:
         """What went in: folders' names and hashes of their weights."""
-        return [{"name": Path(o.folder).name, "tensors_sha256": _digest(o)} for o in self.operands]
+        adapters = [operand.adapter for operand in self.operands]
+        return [{"name": a.path.name, "tensors_sha256": a.digest()} for a in adapters]
 
     def _card(self, recipe: Recipe, result: Result) -> str:
         names = "\n".join(f"- {o.folder}" for o in self.operands)
         knobs = ", ".join(f"{k} {v}" for k, v in recipe.knobs("").items() if v is not None)
         return (
             f"# A merge by {recipe.method}\n\n{recipe.rule.paper}, {recipe.rule.url}\n\n{knobs or 'no knobs'}\n\n"
-            f"of\n\n{names}\n\non base {self.origin['id']}\n\n"
+            f"of\n\n{names}\n\non base {self.origin.id}\n\n"
             f"{len(result.products)} weights as LoRA (rank up to {result.rank}, energy {100 * result.energy:.2f} %), "
             f"{len(result.tensors)} parameters dense, {len(result.own)} of their strategies' own.\n"
         )
-
-
-def _digest(operand: Operand) -> str:
-    return hashlib.sha256(weights_file(Path(operand.folder)).read_bytes()).hexdigest()[:16]
 
 
 def read_adapters(
@@ -217,29 +206,43 @@ def read_adapters(
     """
     if not folders:
         raise UserError("adapters=[]: give the folders of at least one adapter")
-    manifests = [read_manifest(folder) for folder in folders]
-    here = base_of_merge(folders[0], base)
+    adapters = [Adapter.read(folder) for folder in folders]
+    first, here = adapters[0], base_of_merge(adapters[0], base)
     if not allow_mismatch:
-        check_one_base(folders, here, base)
-    plans = [Plan.from_dict(manifest["plan"]) for manifest in manifests]
-    spec = trained_base(folders[0], base)
-    if not any(needs_base(plan) for plan in plans):
-        model = meta_model(spec)
-        components = find_components(model)
-        operands = []
-        for folder, manifest in zip(folders, manifests, strict=True):
-            with bases_named(manifest["base"]["id"], here["id"]):
-                operands.append(read_operand(folder, model, components))
-        return Merger(operands, model, components, manifests, base)
+        check_one_base(adapters, here, base)
+    spec = first.trained_base(base)
+    if any(needs_base(adapter.plan) for adapter in adapters):
+        return _read_on_weights(adapters, spec, here, base)
+    model = meta_model(spec)
+    components = find_components(model)
+    operands = []
+    for adapter in adapters:
+        with bases_named(adapter.manifest.base.id, here.id):
+            operands.append(_take(adapter, model, components))
+    return Merger(operands, model, components, spec, here)
+
+
+def _read_on_weights(
+    adapters: Sequence[Adapter], spec: BaseSpec, here: Origin, base: str | None
+) -> Merger:
+    """Each adapter on its own base with weights, one base at a time."""
     operands, loaded = [], {}
-    for folder, manifest in zip(folders, manifests, strict=True):
-        is_here = manifest["base"]["fingerprint"] == here["fingerprint"]
-        own = trained_base(folder, base if is_here else None)
+    for adapter in adapters:
+        is_here = adapter.manifest.base.fingerprint == here.fingerprint
+        own = adapter.trained_base(base if is_here else None)
         if own not in loaded:
-            loaded = {own: load_base(own)}  # one at a time
+            loaded = {own: load_base(own)}
         model, _, components = loaded[own]
-        operands.append(read_operand(folder, model, components))
+        operands.append(_take(adapter, model, components))
     if spec not in loaded:
         loaded = {spec: load_base(spec)}
     model, _, components = loaded[spec]
-    return Merger(operands, model, components, manifests, base)
+    return Merger(operands, model, components, spec, here)
+
+
+def _take(adapter: Adapter, model: Any, components: Components) -> Operand:
+    """What an adapter brings; its tensors are not kept beside that."""
+    try:
+        return read_operand(adapter, model, components)
+    finally:
+        adapter.forget_tensors()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlmpeft.adapters.loading import adapter_plan, load_part, trained_base
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.adapter import Adapter, Origin
+from vlmpeft.adapters.loading import load_part
 from vlmpeft.base.components import PLANNED, Components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.runtime.errors import UserError
@@ -33,20 +32,22 @@ class Operand:
     """One adapter, taken off the model again.
 
     Args:
-        folder: where it lies.
-        plan: of its strategies.
+        adapter: as it was read.
         deltas: base parameter -> dW.
         own: component -> trained tensor's name -> tensor, of components whose strategies are no change of weights.
     """
 
-    folder: str
-    plan: Plan
+    adapter: Adapter
     deltas: dict[str, Delta]
     own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
+    @property
+    def folder(self) -> str:
+        return self.adapter.folder
+
     def strategies(self, component: str) -> list[Strategy]:
         """What it has on a component, without Frozen."""
-        return [s for s in self.plan.of(component) if not isinstance(s, Frozen)]
+        return [s for s in self.adapter.plan.of(component) if not isinstance(s, Frozen)]
 
 
 def needs_base(plan: Plan) -> bool:
@@ -56,7 +57,7 @@ def needs_base(plan: Plan) -> bool:
 
 
 def read_operand(
-    folder: str | Path,
+    adapter: Adapter,
     model: Any,
     components: Components,
     only: Sequence[str] = PLANNED,
@@ -64,7 +65,7 @@ def read_operand(
     """Put an adapter on a model, take what it brings, and take it off again.
 
     Args:
-        folder: the adapter.
+        adapter: what is put on.
         model: its base; on the meta device if the plan does not need it.
         components: of the model.
         only: components to look at.
@@ -72,42 +73,42 @@ def read_operand(
     Raises:
         UserError: it does not fit, or a component mixes strategies with and without dW.
     """
-    plan = adapter_plan(folder)
+    plan = adapter.plan
     attached = attach(Plan(**{name: plan.of(name) for name in only}), model, components)
     try:
         give_memory(attached)
-        load_part(folder, attached)
-        own = {name: t for name in only if (t := _own_tensors(attached, name, folder))}
+        load_part(adapter, attached)
+        own = {name: t for name in only if (t := _own_tensors(attached, name, adapter.folder))}
         kept = [a for a in attached.attachments if a.component not in own]
         weights = AttachedPlan(plan, model, components, kept)
-        return Operand(str(folder), plan, weights.products(), own)
+        return Operand(adapter, weights.products(), own)
     finally:
         attached.detach()
 
 
-def base_of_merge(first: str | Path, base: str | None) -> dict[str, Any]:
-    """What a manifest says of the base that a merge is for.
+def base_of_merge(first: Adapter, base: str | None) -> Origin:
+    """What the merged adapter says of the base that a merge is for.
 
     Args:
         first: the first adapter; its word is taken unless `base` is another base.
         base: where the base is; None is where the first adapter says.
     """
-    said = read_manifest(first)["base"]
-    if base in (None, said["id"]):
+    said = first.manifest.base
+    if base in (None, said.id):
         return said
-    found = origin(trained_base(first, base))
-    return said if found["fingerprint"] == said["fingerprint"] else found
+    found = Origin.from_dict(origin(first.trained_base(base)))
+    return said if found.fingerprint == said.fingerprint else found
 
 
-def check_one_base(folders: Sequence[str | Path], here: dict[str, Any], base: str | None) -> None:
+def check_one_base(adapters: Sequence[Adapter], here: Origin, base: str | None) -> None:
     """Raise a UserError for the first adapter that was trained on another base than the merge is for."""
-    whose = f"--base {base}" if base else f"the base of adapter {folders[0]}"
-    for folder in folders:
-        own = read_manifest(folder)["base"]
-        if own["fingerprint"] != here["fingerprint"]:
+    whose = f"--base {base}" if base else f"the base of adapter {adapters[0].folder}"
+    for adapter in adapters:
+        own = adapter.manifest.base
+        if own.fingerprint != here.fingerprint:
             raise UserError(
-                f"adapter {folder} was trained on {own['id']} (fingerprint {own['fingerprint']}) and the merge is for "
-                f"{here['id']} ({here['fingerprint']}), {whose}: dW of different bases do not add up; "
+                f"adapter {adapter.folder} was trained on {own.id} (fingerprint {own.fingerprint}) and the merge is for "
+                f"{here.id} ({here.fingerprint}), {whose}: dW of different bases do not add up; "
                 "--allow_base_mismatch merges them all the same and shows how each scores on both"
             )
 
@@ -128,7 +129,7 @@ def bases_named(own: str, here: str) -> Iterator[None]:
         raise UserError(f"{error}; it is of base {own}, and the merge is for {here}") from error
 
 
-def _own_tensors(attached: AttachedPlan, component: str, folder: str | Path) -> dict[str, Tensor]:
+def _own_tensors(attached: AttachedPlan, component: str, folder: str) -> dict[str, Tensor]:
     """The trained tensors of a component whose strategies have no dW; none if they have."""
     here = [a for a in attached.attachments if a.component == component and a.trainable]
     without = [a for a in here if a.deltas is None]

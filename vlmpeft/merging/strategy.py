@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlmpeft.adapters.loading import adapter_plan
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.base.components import PLANNED
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.operands import check_own, read_operand
@@ -75,12 +75,12 @@ class Merged(Strategy):
         return Recipe(method=self.rule, **given)
 
     def attach(self, component: Component) -> Attachment:
-        _check_nesting(self.adapters)
+        adapters = _read_all(self.adapters)
         if next(component.model.parameters()).device.type == "meta":
             return Attachment(component.name, self, deltas=lambda: iter(()))
         operands = [
             read_operand(a, component.model, component.components, (component.name,))
-            for a in self.adapters
+            for a in adapters
         ]
         if own := check_own(operands, component.name):
             return self._attach_own(component, own, [o.own[component.name] for o in operands])
@@ -119,19 +119,20 @@ class Merged(Strategy):
         )
 
 
-def _check_nesting(adapters: tuple[str, ...], depth: int = 1) -> None:
-    """Read the plans of adapters and of those that their own merges name.
+def _read_all(folders: tuple[str, ...], depth: int = 1) -> list[Adapter]:
+    """Read adapters, and look at those that their own merges name.
 
     Raises:
         UserError: merges within merges too deep to have an end.
     """
     if depth > _DEEPEST:
         raise UserError(
-            f"Merged adapters: {adapters[0]} is named by merges within merges, {_DEEPEST} deep, or by itself; merge those "
+            f"Merged adapters: {folders[0]} is named by merges within merges, {_DEEPEST} deep, or by itself; merge those "
             "into an adapter of their own first: merge --adapters ... --out DIR"
         )
-    for folder in adapters:
-        plan = adapter_plan(folder)
+    adapters = [Adapter.read(folder) for folder in folders]
+    for plan in (adapter.plan for adapter in adapters):
         for strategy in (s for name in PLANNED for s in plan.of(name)):
             if isinstance(strategy, Merged):
-                _check_nesting(strategy.adapters, depth + 1)
+                _read_all(strategy.adapters, depth + 1)
+    return adapters

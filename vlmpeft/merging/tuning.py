@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vlmpeft.adapters.loading import chat_template
 from vlmpeft.base.loading import load_base
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
@@ -68,23 +67,21 @@ class Judge:
         self._sets = {name: self._prepare(file, limit) for name, file in files.items()}
 
     def _prepare(self, file: str, limit: int | None) -> tuple[VLMData, Scorer]:
-        first = self.merger.manifests[0]
+        first = self.merger.first
         data = VLMData(
             train=None,
             val=file,
-            max_pixels=first.get("max_pixels"),
-            chat_template=chat_template(self.merger.operands[0].folder),
+            max_pixels=first.manifest.max_pixels,
+            chat_template=first.chat_template,
         )
         data.eval_limit = limit
         data.prepare(self.merger.processor, splits=("val",))
         decoding = self.merger.decoding
         if decoding is None:
             raise UserError(
-                f"adapter {self.merger.operands[0].folder} does not say how long answers may be, so it cannot be scored"
+                f"adapter {first.folder} does not say how long answers may be, so it cannot be scored"
             )
-        scorer = Scorer(
-            data.encoder, [self.metric], decoding["max_new_tokens"], decoding["end_ids"]
-        )
+        scorer = Scorer(data.encoder, [self.metric], decoding.max_new_tokens, decoding.end_ids)
         return data, scorer
 
     def scores(self, result: Result | None) -> dict[str, float]:

@@ -149,11 +149,7 @@ class Stage:
     def _loss(self, batch: Mapping[str, Tensor], saved: _Saved) -> Tensor:
         cast = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
         with cast, torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
-            loss, tokens = supervised_loss(self.model, dict(batch))
-            for attachment in self.attached.attachments:
-                if attachment.penalty:
-                    loss = loss + tokens * attachment.penalty()
-        return loss
+            return self.attached.with_penalties(*supervised_loss(self.model, dict(batch)))
 
     @contextmanager
     def _parts(self) -> Iterator[None]:

@@ -1,23 +1,17 @@
-"""What one run leaves behind: its record, written atomically, with where it came from."""
+"""Records and items of a run: reading them, and writing them atomically."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlmpeft import __version__
 from vlmpeft.runtime.errors import UserError
 
 SCHEMA = 1
-PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "torchmetrics", "pillow")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -97,50 +91,3 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not isinstance(record.get("status"), str):
         raise UserError(f"record {path} has no status, so it is none of vlmpeft's; remove it")
     return record
-
-
-def semantic_hash(value: Any) -> str:
-    """A hash of plain data that does not depend on the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Installed version of every package a result may depend on."""
-    found = {"python": platform.python_version(), "vlmpeft": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
-
-
-def git_state(folder: Path | None = None) -> dict[str, Any] | None:
-    """Commit and cleanliness of the working copy this runs in, or None outside of one."""
-    command = ["git", "-C", str(folder or Path.cwd())]
-    try:
-        commit = subprocess.run(
-            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        status = subprocess.run(
-            [*command, "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
-
-
-def peak_memory_bytes(on_gpu: bool) -> int:
-    """Most memory this process held: of the GPU if it used one, else resident."""
-    if on_gpu:
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def folder_bytes(folder: Path) -> int:
-    """Size of every file below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

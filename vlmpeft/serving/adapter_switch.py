@@ -4,80 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from vlmpeft.adapters.loading import (
-    adapter_plan,
-    attach_tensors,
-    chat_template,
-    check_base,
-    read_tensors,
-)
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import attach_adapter
 from vlmpeft.base.components import Components
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.strategies.plan import AttachedPlan, Plan
+from vlmpeft.strategies.plan import AttachedPlan
 
 
 @dataclass(frozen=True)
 class KeptAdapter:
-    """Everything of an adapter folder that attaching it needs.
+    """An adapter with everything in memory that attaching it needs.
 
     Args:
         name: what it is called here.
-        folder: where it was read from.
-        manifest: as it was saved.
-        plan: what it attaches.
-        tensors: what was trained, on the CPU.
-        chat_template: Jinja, as it was trained with; None if the folder has none.
+        adapter: as it was read.
         same_bits: whether the base has the widths that it was trained on.
     """
 
     name: str
-    folder: Path
-    manifest: dict[str, Any]
-    plan: Plan
-    tensors: dict[str, Tensor]
-    chat_template: str | None
+    adapter: Adapter
     same_bits: bool
 
 
 def keep_adapters(
-    folders: Iterable[tuple[str, str | Path]], base: dict[str, Any]
+    adapters: Iterable[tuple[str, Adapter]], base: dict[str, Any]
 ) -> dict[str, KeptAdapter]:
     """Adapters by name, in order; no model is needed.
 
     Args:
-        folders: (name, folder) of each.
+        adapters: (name, adapter) of each.
         base: what `base.origin` says of the base they are for.
 
     Raises:
-        UserError: two of one name, no adapter in a folder, or one of another base.
+        UserError: two of one name, one of another base, or broken tensors.
     """
     kept: dict[str, KeptAdapter] = {}
-    for name, folder in folders:
+    for name, adapter in adapters:
         if name in kept:
             raise UserError(
-                f"two adapters are called {name!r}: {kept[name].folder} and {folder}; "
+                f"two adapters are called {name!r}: {kept[name].adapter.folder} and {adapter.folder}; "
                 "name them: --adapter NAME=DIR"
             )
-        kept[name] = _read(name, Path(folder), check_base(folder, base) == "same")
+        same_bits = adapter.check_base(base) == "same"
+        _ = adapter.tensors, adapter.chat_template  # read now: the folder may change or go
+        kept[name] = KeptAdapter(name, adapter, same_bits)
     return kept
-
-
-def _read(name: str, folder: Path, same_bits: bool) -> KeptAdapter:
-    return KeptAdapter(
-        name,
-        folder,
-        read_manifest(folder),
-        adapter_plan(folder),
-        read_tensors(folder),
-        chat_template(folder),
-        same_bits,
-    )
 
 
 class AdapterSwitch:
@@ -121,6 +94,5 @@ class AdapterSwitch:
             self._attached.detach()
         self._attached = self.active = None
         if wanted is not None:
-            folder, plan, tensors = wanted.folder, wanted.plan, wanted.tensors
-            self._attached = attach_tensors(folder, plan, tensors, self.model, self.components)
+            self._attached = attach_adapter(wanted.adapter, self.model, self.components)
             self.active = wanted

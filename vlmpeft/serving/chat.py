@@ -17,7 +17,14 @@ from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.formats.chat_records import PLACEHOLDER, split_placeholders
 from vlmpeft.data.images import DEFAULT_MAX_PIXELS, open_image, read_bytes
-from vlmpeft.evaluation.decoding import Limits, WholePrompts, find_end_ids, find_pad_id
+from vlmpeft.evaluation.decoding import (
+    AnswerEnds,
+    Limits,
+    WholePrompts,
+    find_end_ids,
+    find_pad_id,
+    limits_of,
+)
 from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.serving.adapter_switch import AdapterSwitch, KeptAdapter
@@ -112,27 +119,27 @@ class Chat:
             self._manners[name] = self._find_manner(self.switch.find(name))
         return self._manners[name]
 
-    def _find_manner(self, adapter: KeptAdapter | None) -> Manner:
-        manifest = adapter.manifest if adapter else {}
-        template = adapter.chat_template if adapter else None
-        max_pixels = manifest.get("max_pixels", DEFAULT_MAX_PIXELS)
+    def _find_manner(self, kept: KeptAdapter | None) -> Manner:
+        manifest = kept.adapter.manifest if kept else None
+        template = kept.adapter.chat_template if kept else None
+        max_pixels = manifest.max_pixels if manifest else DEFAULT_MAX_PIXELS
         # the encoder may write max_pixels into the image processor, which adapters share
         processor = copy.copy(self.processor)
         if hasattr(processor, "image_processor"):
             processor.image_processor = copy.deepcopy(processor.image_processor)
         encoder = Encoder(processor, template or self.chat_template, max_pixels)
-        return Manner(encoder, self._limits(encoder, manifest.get("decoding")))
+        return Manner(encoder, self._limits(encoder, manifest.decoding if manifest else None))
 
-    def _limits(self, encoder: Encoder, decoding: dict[str, Any] | None) -> Limits:
+    def _limits(self, encoder: Encoder, decoding: AnswerEnds | None) -> Limits:
         tokenizer = encoder.processor.tokenizer
         if decoding:
-            limit, ends = decoding["max_new_tokens"], decoding["end_ids"]
+            limits = limits_of(decoding, tokenizer)
         else:
-            last = encoder.answer_ids(_unanswered((Message("user", ("question",)),)), 1, _UNSAID)[
-                -1
-            ]
-            limit, ends = MAX_NEW_TOKENS, find_end_ids(self.switch.model, tokenizer, [last])
-        return Limits(self.max_new_tokens or limit, tuple(ends), find_pad_id(tokenizer))
+            asked = _unanswered((Message("user", ("question",)),))
+            last = encoder.answer_ids(asked, 1, _UNSAID)[-1]
+            ends = tuple(find_end_ids(self.switch.model, tokenizer, [last]))
+            limits = Limits(MAX_NEW_TOKENS, ends, find_pad_id(tokenizer))
+        return replace(limits, max_new_tokens=self.max_new_tokens or limits.max_new_tokens)
 
     # -- what is shown and forgotten -----------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from vlmpeft.strategies.adalora import AdaLoRA
 from vlmpeft.strategies.bottleneck import BottleneckAdapter
-from vlmpeft.strategies.contract import Attachment, Component, PeftPart, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, PeftPart, StepHooks, Strategy
 from vlmpeft.strategies.fixed import Frozen, Full
 from vlmpeft.strategies.ia3 import IA3
 from vlmpeft.strategies.lora import DoRA, LoRA
@@ -29,6 +29,7 @@ __all__ = [
     "PeftPart",
     "PrefixTuning",
     "PromptTuning",
+    "StepHooks",
     "Strategy",
     "VeRA",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies.contract import Attachment, Component, Strategy
+from vlmpeft.strategies.contract import Attachment, Component, StepHooks, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 
 _GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of PEFT's RankAllocator
@@ -75,14 +75,14 @@ class AdaLoRA(Strategy):
         # PEFT finds AdaLoRA's tensors by "lora_" and this name: no other tensor's name may hold both
         name = f"budget_{component.name}"
         attachment, tuner = attach_tuner(self, component, config, targets, name)
-        return replace(
-            attachment,
+        hooks = StepHooks(
             penalty=self._penalty(component, attachment.trainable),
             schedule=self._schedule(tuner),
             after_step=tuner.update_and_allocate,
             state=lambda: _state(tuner),
             load_state=lambda state: _load_state(tuner, state),
         )
+        return replace(attachment, hooks=hooks)
 
     def _schedule(self, tuner: Any) -> Callable[[int], None]:
         """Tells PEFT's allocator how many steps there will be."""

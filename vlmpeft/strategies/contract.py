@@ -149,6 +149,32 @@ class PeftPart:
     modules_to_save: tuple[str, ...] = ()
 
 
+def _nothing(_: Any) -> None:
+    """A hook that does nothing."""
+
+
+@dataclass(frozen=True)
+class StepHooks:
+    """What a strategy does around optimizer steps, beside having parameters.
+
+    Args:
+        penalty: added to the loss per supervised token, e.g. a regulariser of the strategy's own.
+        schedule: called with the number of optimizer steps there will be, before the first.
+        after_step: called with the number of optimizer steps done, gradients still there.
+        state: what an exact resume needs beside the trainable tensors, as plain data and tensors.
+        load_state: its inverse.
+    """
+
+    penalty: Callable[[], Tensor] | None = None
+    schedule: Callable[[int], None] = _nothing
+    after_step: Callable[[int], None] = _nothing
+    state: Callable[[], dict[str, Any]] = dict
+    load_state: Callable[[dict[str, Any]], None] = _nothing
+
+
+NO_HOOKS = StepHooks()
+
+
 @dataclass(frozen=True)
 class Attachment:
     """What a strategy left on one component.
@@ -164,11 +190,7 @@ class Attachment:
             it is no change of weights (prompts, a bottleneck's nonlinearity).
         peft: how plain PEFT would carry it; None if it cannot.
         rate_factors: parameter -> what its learning rate is multiplied by.
-        penalty: added to the loss per supervised token, e.g. a regulariser of the strategy's own.
-        schedule: called with the number of optimizer steps there will be, before the first.
-        after_step: called with the number of optimizer steps done, gradients still there.
-        state: what an exact resume needs beside the trainable tensors, as plain data and tensors.
-        load_state: its inverse.
+        hooks: what the strategy does around optimizer steps.
     """
 
     component: str
@@ -180,11 +202,7 @@ class Attachment:
     deltas: Callable[[], Iterator[tuple[str, Delta]]] | None = None
     peft: PeftPart | None = None
     rate_factors: Mapping[str, float] = field(default_factory=dict)
-    penalty: Callable[[], Tensor] | None = None
-    schedule: Callable[[int], None] | None = None
-    after_step: Callable[[int], None] | None = None
-    state: Callable[[], dict[str, Any]] | None = None
-    load_state: Callable[[dict[str, Any]], None] | None = None
+    hooks: StepHooks = NO_HOOKS
 
 
 class Strategy(ABC):

@@ -142,6 +142,13 @@ class AttachedPlan:
             groups[key]["params"].append(parameter)
         return list(groups.values())
 
+    def with_penalties(self, loss: Tensor, tokens: Tensor) -> Tensor:
+        """A summed loss over `tokens` supervised tokens, with what strategies add to each token's."""
+        for attachment in self.attachments:
+            if attachment.hooks.penalty:
+                loss = loss + tokens * attachment.hooks.penalty()
+        return loss
+
     def deltas(self) -> dict[str, Tensor]:
         """Base parameter -> dW = adapted - base, fp32, of everything attached.
 

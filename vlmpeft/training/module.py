@@ -6,15 +6,20 @@ import math
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from vlmpeft.adapters.adapter import Adapter
+from vlmpeft.adapters.loading import load_tensors
+from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import autocast, load_base, load_processor, recompute_activations
 from vlmpeft.base.spec import BaseSpec
+from vlmpeft.data.datamodule import VLMData
+from vlmpeft.evaluation.decoding import AnswerEnds, Limits, find_end_ids, find_pad_id, limits_of
 from vlmpeft.evaluation.metrics.build import MetricSpec, build_metric
-from vlmpeft.evaluation.scoring import Scorer, to_device
+from vlmpeft.evaluation.scoring import Scorer, make_scorer, to_device
 from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.preflight.servability import Engine, check_servable
 from vlmpeft.runtime.errors import UserError
@@ -23,6 +28,8 @@ from vlmpeft.strategies.plan import AttachedPlan, Plan, attach, check_has_traina
 # after vlmpeft.evaluation.metrics, which has declared torchvision's operators
 import lightning.pytorch as pl  # isort: skip
 from lightning.pytorch.utilities import rank_zero_warn  # isort: skip
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,13 @@ class WarmupCosine:
             return (step + 1) / (warmup + 1)
         done = (step - warmup) / max(1, self.total_steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _ready(value: T | None, what: str, by: str) -> T:
+    """A part of the module that is there only after one of its methods was called."""
+    if value is None:
+        raise RuntimeError(f"VLMModule: no {what} yet; call {by} first")
+    return value
 
 
 class VLMModule(pl.LightningModule):
@@ -81,14 +95,14 @@ class VLMModule(pl.LightningModule):
         self.metrics = [build_metric(spec) for spec in metrics]
         self.strict_loading = False
         self.seed = 0
-        self.attached: AttachedPlan | None = None
+        self._attached: AttachedPlan | None = None
         self.reached: set[str] = set()
         self.supervised_tokens = 0
         self.seconds_before, self._started = (
             0.0,
             0.0,
         )  # of processes that were interrupted; of this one
-        self.scorer: Scorer | None = None
+        self._scorer: Scorer | None = None
         self._window_tokens: Tensor | float = 0.0
         self.model: Any = None
 
@@ -101,6 +115,19 @@ class VLMModule(pl.LightningModule):
             self._processor = load_processor(self.base)
         return self._processor
 
+    @property
+    def attached(self) -> AttachedPlan:
+        """The plan on the model, from `configure_model` on.
+
+        Raises:
+            RuntimeError: it is not attached yet, which is a mistake of the caller's.
+        """
+        return _ready(self._attached, "plan is attached", "configure_model")
+
+    @attached.setter
+    def attached(self, attached: AttachedPlan) -> None:
+        self._attached = attached
+
     def load(self, device: torch.device) -> None:
         """Load the base onto a device, once."""
         if self.model is None:
@@ -109,11 +136,33 @@ class VLMModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the base and attach the plan; Lightning calls it before every run, it acts once."""
         self.load(self.trainer.strategy.root_device)
-        if self.attached is None:
+        if self._attached is None:
             torch.manual_seed(self.seed)  # the same start whatever was scored or cached before
             self.attached = attach(self.plan, self.model, self.components)
             if self.serve_with:
                 check_servable(self.attached, self.serve_with)
+
+    def start_from(self, adapter: Adapter, base: dict[str, Any]) -> None:
+        """Load an adapter's tensors as the start of the attached plan, which contains the adapter's.
+
+        Raises:
+            UserError: another base, or tensors the plan has no place for.
+        """
+        adapter.check_base(base)
+        load_tensors(adapter, self.attached, subset=True)
+        adapter.forget_tensors()
+
+    def use_adapter(self, adapter: Adapter) -> None:
+        """Attach an adapter's plan in place of the module's own and load its tensors.
+
+        Raises:
+            UserError: another base, or tensors that do not fit the plan.
+        """
+        adapter.check_base(origin(self.base))
+        self.plan = adapter.plan
+        self.configure_model()
+        load_tensors(adapter, self.attached)
+        adapter.forget_tensors()
 
     def cpu(self) -> VLMModule:
         """Stay on the device: Lightning moves a module to the CPU after each run, minutes for 4-bit weights."""
@@ -121,15 +170,12 @@ class VLMModule(pl.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The trainable tensors alone, by their name in the model."""
-        return (
-            {}
-            if self.attached is None
-            else {n: p.detach() for n, p in self.attached.trainable().items()}
-        )
+        if self._attached is None:
+            return {}
+        return {name: p.detach() for name, p in self._attached.trainable().items()}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load exactly the trainable tensors; a missing or unexpected one is an error."""
-        assert self.attached is not None
         trainable = self.attached.trainable()
         if wrong := trainable.keys() ^ state_dict.keys():
             raise UserError(
@@ -147,7 +193,6 @@ class VLMModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self._started = time.perf_counter()
-        assert self.attached is not None
         check_has_trainables(self.attached)
         self._set_modes()
         if self.gradient_checkpointing:
@@ -158,7 +203,6 @@ class VLMModule(pl.LightningModule):
 
         Batch normalisation is always in eval mode: its running statistics are the base's, and no adapter carries them.
         """
-        assert self.attached is not None
         self.model.eval()
         changing = {
             attachment.component for attachment in self.attached.attachments if attachment.trainable
@@ -180,10 +224,8 @@ class VLMModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The summed loss; `on_before_optimizer_step` divides the gradients by the tokens."""
         loss, tokens = supervised_loss(self.model, batch)
-        assert self.attached is not None
-        for attachment in self.attached.attachments:
-            if attachment.penalty:  # divided by the tokens of the window with the rest
-                loss = loss + tokens * attachment.penalty()
+        # penalties are divided by the tokens of the window with the rest
+        loss = self.attached.with_penalties(loss, tokens)
         self._window_tokens = self._window_tokens + tokens
         self.supervised_tokens += int(tokens)
         self.log("train/loss", loss.detach() / tokens.clamp(min=1), batch_size=1)
@@ -199,7 +241,6 @@ class VLMModule(pl.LightningModule):
             self.trainer.accumulate_grad_batches * self.trainer.world_size / max(1.0, float(tokens))
         )
         self._window_tokens = 0.0
-        assert self.attached is not None
         trainable = self.attached.trainable()
         first_step = not self.reached
         for name, parameter in trainable.items():
@@ -217,10 +258,8 @@ class VLMModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then tell strategies of it while its gradients are still there and before any checkpoint."""
         super().optimizer_step(*args, **kwargs)
-        assert self.attached is not None
         for attachment in self.attached.attachments:
-            if attachment.after_step:
-                attachment.after_step(self.trainer.global_step + 1)
+            attachment.hooks.after_step(self.trainer.global_step + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {
@@ -228,22 +267,18 @@ class VLMModule(pl.LightningModule):
             "reached": sorted(self.reached),
             "fit_seconds": self.seconds_before + time.perf_counter() - self._started,
         }
-        assert self.attached is not None
-        checkpoint["strategies"] = [a.state() if a.state else {} for a in self.attached.attachments]
+        checkpoint["strategies"] = [a.hooks.state() for a in self.attached.attachments]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.supervised_tokens = checkpoint["progress"]["supervised_tokens"]
         self.reached = set(checkpoint["progress"]["reached"])
         self.seconds_before = checkpoint["progress"].get("fit_seconds", 0.0)
-        assert self.attached is not None
         states = checkpoint.get("strategies", [])
         for attachment, state in zip(self.attached.attachments, states, strict=False):
-            if attachment.load_state:
-                attachment.load_state(state)
+            attachment.hooks.load_state(state)
 
     def configure_optimizers(self) -> Any:
         """AdamW with one group a component, warm-up and cosine on all of them."""
-        assert self.attached is not None
         check_has_trainables(self.attached)
         optimizer = torch.optim.AdamW(
             self.attached.parameter_groups(leave_out=self.unreachable),
@@ -252,8 +287,7 @@ class VLMModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = WarmupCosine(steps, self.warmup_ratio)
         for attachment in self.attached.attachments:
-            if attachment.schedule:
-                attachment.schedule(steps)
+            attachment.hooks.schedule(steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {
             "optimizer": optimizer,
@@ -262,6 +296,35 @@ class VLMModule(pl.LightningModule):
 
     # -- scoring -------------------------------------------------------------------------------
 
+    @property
+    def scorer(self) -> Scorer:
+        """What answers are scored by, from `set_scorer` on.
+
+        Raises:
+            RuntimeError: it is not set yet, which is a mistake of the caller's.
+        """
+        return _ready(self._scorer, "scorer is set", "set_scorer")
+
+    def set_scorer(self, data: VLMData, decoding: AnswerEnds | None = None) -> None:
+        """Set the scorer for prepared data.
+
+        Args:
+            data: its encoder, its groups and its scored items.
+            decoding: limits that an adapter was scored with; default: the longest training answer, and what ended those.
+
+        Raises:
+            UserError: a metric is for groups that no item is in.
+        """
+        tokenizer = self.processor.tokenizer
+        if decoding:
+            limits = limits_of(decoding, tokenizer)
+        else:
+            ends = tuple(find_end_ids(self.model, tokenizer, data.end_ids))
+            limits = Limits(data.max_target_tokens, ends, find_pad_id(tokenizer))
+        self._scorer = make_scorer(
+            data.encoder, self.metrics, limits, data.group_by, data.scored_items()
+        )
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._score(batch)
 
@@ -269,7 +332,6 @@ class VLMModule(pl.LightningModule):
         self._score(batch)
 
     def _score(self, samples: Any) -> None:
-        assert self.scorer is not None, "scoring before the scorer was set"
         with self.autocast():
             self.scorer.add(self.model, samples)
 
@@ -280,7 +342,6 @@ class VLMModule(pl.LightningModule):
         self._prepare_scorer("test")
 
     def _prepare_scorer(self, split: str) -> None:
-        assert self.scorer is not None, "scoring before the scorer was set"
         items = self.trainer.datamodule.dataset(split).items  # type: ignore[attr-defined]
         self.scorer.prepare(items)
         self.scorer.to(self.device)
@@ -292,7 +353,6 @@ class VLMModule(pl.LightningModule):
         self._log_scores("test")
 
     def _log_scores(self, split: str) -> None:
-        assert self.scorer is not None
         scores = {f"{split}/{name}": value for name, value in self.scorer.compute().items()}
         self.log_dict(scores, rank_zero_only=True)
 

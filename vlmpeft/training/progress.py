@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
-from vlmpeft.runtime.records import peak_memory_bytes
+from vlmpeft.runtime.provenance import peak_memory_bytes
 
 
 class FitProgress(ProgressBar):

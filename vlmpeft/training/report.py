@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vlmpeft.runtime.records import folder_bytes
+from vlmpeft.runtime.provenance import folder_bytes
 from vlmpeft.strategies.plan import Plan
 from vlmpeft.training.saved_config import names_from_outside
 

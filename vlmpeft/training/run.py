@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.adapters.saving import save_adapter
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.data.audit.audit import brief_audit
@@ -16,25 +17,20 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
 from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import (
-    SCHEMA,
+from vlmpeft.runtime.provenance import (
     folder_bytes,
     git_state,
     peak_memory_bytes,
-    read_items,
     semantic_hash,
     versions,
-    write_items,
-    write_json,
-    write_predictions,
 )
+from vlmpeft.runtime.records import SCHEMA, read_items, write_items, write_json, write_predictions
 from vlmpeft.runtime.shipped import cache_dir
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import check_has_trainables
 from vlmpeft.training.checkpoints import RunCheckpoints
 from vlmpeft.training.gradient_check import gradient_self_test
 from vlmpeft.training.module import VLMModule
-from vlmpeft.training.readiness import make_scorer, start_from
 from vlmpeft.training.report import device_name, model_card, print_result
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.training.module
@@ -84,7 +80,7 @@ class FitRun:
             self._report_data()
             self.module.load(self.trainer.strategy.root_device)
             self.base = origin(self.module.base)
-        self.module.scorer = make_scorer(self.module, self.data)
+        self.module.set_scorer(self.data)
         self.decoding = {
             "max_new_tokens": self.module.scorer.max_new_tokens,
             "end_ids": self.module.scorer.end_ids,
@@ -127,14 +123,13 @@ class FitRun:
             "versions": versions(),
         }
 
-    def attach(self, init_adapter: str | None) -> None:
+    def attach(self, init_adapter: Adapter | None) -> None:
         """Attach the plan, start from another adapter if asked to, and print what will be trained."""
         self.module.trainer = self.trainer
         self.module.configure_model()
-        assert self.module.attached is not None
         check_has_trainables(self.module.attached)
         if init_adapter:
-            start_from(init_adapter, self.module, self.base)
+            self.module.start_from(init_adapter, self.base)
         self.console.print(plan_table(self.module.attached))
         if self.module.self_test != "off":
             self._self_test()
@@ -145,7 +140,6 @@ class FitRun:
         Raises:
             UserError: a gradient is missing, or is where none should be; `self_test: warn` prints it instead.
         """
-        assert self.module.attached is not None
         batch = to_device(self.data.probe_batch(), self.trainer.strategy.root_device)
         with self.module.autocast():
             result = gradient_self_test(self.module.attached, batch)
@@ -206,14 +200,12 @@ class FitRun:
     def _score(self, state: str, split: str) -> list[dict[str, Any]]:
         """Score a split with the model as it is, `base` or `tuned`; returns its items."""
         self.metrics[state][split], items = self._run_scorer(split)
-        assert self.module.scorer is not None
         self.groups[state][split] = self.module.scorer.groups() if split != "retention" else {}
         return items
 
     def _run_scorer(
         self, split: str, control: str | None = None
     ) -> tuple[Scores, list[dict[str, Any]]]:
-        assert self.module.scorer is not None
         with self.timed("score"):
             loader = self.data.scoring_loader(split, control)
             device = self.trainer.strategy.root_device
@@ -222,7 +214,6 @@ class FitRun:
             )
 
     def _save_adapter(self) -> Path:
-        assert self.module.attached is not None
         return save_adapter(
             self.run_dir / "adapter",
             self.module.attached,
@@ -235,7 +226,6 @@ class FitRun:
         )
 
     def _record(self, steps: int, adapter: Path) -> dict[str, Any]:
-        assert self.module.attached is not None
         summary = self.module.attached.summary()
         sizes = {name: p.numel() for name, p in self.module.attached.trainable().items()}
         device = self.trainer.strategy.root_device

@@ -17,7 +17,8 @@ from vlmpeft.data.conversation import Conversation, Image, Message
 from vlmpeft.data.formats.values import shown
 from vlmpeft.data.images import open_image
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import read_short, semantic_hash, versions
+from vlmpeft.runtime.provenance import semantic_hash, versions
+from vlmpeft.runtime.records import read_short
 from vlmpeft.runtime.shipped import find_shipped
 
 IGNORE = -100

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from vlmpeft.data.batches.dataset import EncodedDataset
 from vlmpeft.data.batches.encode import IGNORE, Encoded
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.records import semantic_hash, write_json
+from vlmpeft.runtime.provenance import semantic_hash
+from vlmpeft.runtime.records import write_json
 from vlmpeft.runtime.shipped import cache_dir
 
 _MANY_TURNS = 16  # scored turns of one conversation above which it is encoded once for all
