@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}.{did_you_mean(verb, VERBS)}")
         _quiet_libraries()
+        if argv is None:
+            os.environ["VLMPEFT_OWN_PROCESS"] = str(os.getpid())
         VERBS[verb](verb, rest)
     except UserError as error:
         return _fail(error, 2)

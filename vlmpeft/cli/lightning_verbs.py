@@ -398,6 +398,13 @@ class VLMCLI(LightningCLI):
             write_items(Path(self.settings.out) / "items.jsonl.gz", scorer.items)
 
 
+class PlanCLI(VLMCLI):
+    """Parses the arguments of a fit and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []

@@ -14,7 +14,7 @@ import torch
 from vlmpeft.base.components import find_components
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import NUM_BITS, resolve_bits
-from vlmpeft.cli.lightning_verbs import VLMCLI
+from vlmpeft.cli.read_plan import read_plan
 from vlmpeft.preflight.leaks import leak_notes
 from vlmpeft.preflight.plan_table import plan_table
 from vlmpeft.preflight.reachability import Reachability, find_unreachable
@@ -23,13 +23,6 @@ from vlmpeft.runtime.errors import GateFailed
 from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import AttachedPlan, attach
-
-
-class PlanCLI(VLMCLI):
-    """Parses the arguments of a fit and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def show_plan(run_args: list[str], engine: Engine | None, as_json: bool) -> None:
@@ -45,13 +38,13 @@ def show_plan(run_args: list[str], engine: Engine | None, as_json: bool) -> None
     """
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         quiet_libraries()
-        module = PlanCLI("fit", run_args).module
-        model = meta_model(module.base)
-        attached = attach(module.plan, model, find_components(model))
+        planned = read_plan(run_args)
+        model = meta_model(planned.base)
+        attached = attach(planned.plan, model, find_components(model))
         reach = find_unreachable(attached)
     verdicts = judge(attached, engine) if engine else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    widths = resolve_bits(module.base.bits, device)
+    widths = resolve_bits(planned.base.bits, device)
     if not as_json:
         console = terminal_console()
         console.print(plan_table(attached, widths))
@@ -69,7 +62,7 @@ def show_plan(run_args: list[str], engine: Engine | None, as_json: bool) -> None
         component["reachable"] = reach.count(attached, name)
     notes = leak_notes(attached)
     notes += [f"reachable is not known: {reach.reason}"] if reach.unreachable is None else []
-    head: dict[str, Any] = {"base": module.base.path, "model_type": model.config.model_type}
+    head: dict[str, Any] = {"base": planned.base.path, "model_type": model.config.model_type}
     if engine:
         head["for"] = {engine: {name: asdict(verdict) for name, verdict in verdicts.items()}}
     print(json.dumps(head | summary | {"notes": notes}))  # noqa: T201

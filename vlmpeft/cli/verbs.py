@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb's own work: a wrong option, name or path
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from vlmpeft.cli.command_line import Verb
 from vlmpeft.cli.known_keys import choices_of
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
+OWN_PROCESS = "VLMPEFT_OWN_PROCESS"  # set by __main__: the process that runs one verb and ends
 Width = Literal["auto", "fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
 
 
@@ -31,6 +33,10 @@ def plan(
         json: print JSON and nothing else.
     """
     _declare()
+    if os.environ.get(OWN_PROCESS) == str(os.getpid()):
+        from vlmpeft.runtime.light_imports import import_peft_without_bitsandbytes
+
+        import_peft_without_bitsandbytes()
     from vlmpeft.cli.plan import show_plan
 
     show_plan(run_args, for_, json)
