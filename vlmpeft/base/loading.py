@@ -14,6 +14,7 @@ from vlmpeft.base.quantization import keep_int8_statistics, quantize_linears, si
 from vlmpeft.base.spec import DTYPES, NUM_BITS, QUANTIZED, BaseSpec, base_dir, resolve_bits
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.own_code import refuse_adapter, refuse_own_code
+from vlmpeft.runtime.private_apis import keep_4bit_as_stored
 from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
 
@@ -87,7 +88,7 @@ def load_base(spec: BaseSpec, device: torch.device | str = "cpu") -> tuple[Any, 
             # tells PEFT that there are such layers
             setattr(model, f"is_loaded_in_{NUM_BITS[width]}bit", True)
     _set_unquantized_dtypes(model, widths, components)
-    _keep_backward_exact_on_cpu(model)
+    keep_4bit_as_stored(model)
     keep_int8_statistics(model)
     silence_casts()
     model.requires_grad_(False).eval()
@@ -150,16 +151,6 @@ def _set_unquantized_dtypes(
         dtype = DTYPES.get(widths.get(components.component_of(name), ""))
         if dtype and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-
-
-def _keep_backward_exact_on_cpu(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights at the first no-grad forward on AVX512-BF16 CPUs.
-
-    After the repacking every gradient below such a layer is wrong, not missing (bitsandbytes 0.50).
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  bitsandbytes' own
 
 
 def autocast(model: nn.Module) -> torch.autocast:

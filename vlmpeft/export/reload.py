@@ -102,13 +102,3 @@ def encode_again(samples: Sequence[Sample], folder: Path, max_pixels: int | None
             "the processor that was written encodes samples otherwise; nothing was written"
         )
     return again
-
-
-def keep_as_stored(model: Any) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights for AVX512-BF16 at the first forward on a CPU.
-
-    That rounds their scales to bf16, and fails where a layer's inputs are no multiple of the block size (bitsandbytes 0.50).
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False

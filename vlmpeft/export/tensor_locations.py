@@ -13,6 +13,7 @@ import torch
 
 from vlmpeft.base.fingerprint import weight_files
 from vlmpeft.base.spec import BaseSpec
+from vlmpeft.runtime import private_apis
 from vlmpeft.runtime.errors import UserError
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -96,20 +97,13 @@ def _read_header(path: Path) -> dict[str, Place]:
 
 def _parameters_by_key(model: Any, keys: Iterable[str]) -> dict[str, str]:
     """Key of a checkpoint -> parameter, of those that transformers stores as they are but for their names."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        dot_natural_key,
-        rename_source_key,
-    )
-
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    rename_source_key = private_apis.RENAME_KEY.get()
+    transforms = private_apis.CONVERSION_MAPPING.get()(model)
+    renamings = [t for t in transforms if isinstance(t, private_apis.WEIGHT_RENAMING.get())]
+    converters = [t for t in transforms if isinstance(t, private_apis.WEIGHT_CONVERTER.get())]
     own, prefix = model.state_dict(), model.base_model_prefix
     found = {}
-    for key in sorted(keys, key=dot_natural_key):
+    for key in sorted(keys, key=private_apis.NATURAL_KEY.get()):
         name, pattern = rename_source_key(key, renamings, converters, prefix, own)
         if name not in own and key in own:
             name, pattern = rename_source_key(key, [], [], prefix, own)

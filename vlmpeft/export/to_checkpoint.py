@@ -18,8 +18,9 @@ from vlmpeft.evaluation.equivalence import make_trial
 from vlmpeft.evaluation.tower_cache import Sample
 from vlmpeft.export.answer_gate import ALONE, ATTACHED, Routes
 from vlmpeft.export.checkpoint import add_to_weights, find_carriers, write_checkpoint
-from vlmpeft.export.reload import encode_again, keep_as_stored, load_checkpoint
+from vlmpeft.export.reload import encode_again, load_checkpoint
 from vlmpeft.export.target_weights import MergeTarget, starts_from_quantized
+from vlmpeft.runtime.private_apis import keep_4bit_as_stored
 from vlmpeft.strategies.deltas import dequantized
 from vlmpeft.strategies.low_rank import Delta
 
@@ -138,7 +139,7 @@ class MergedExport:
             samples = encode_again(samples, scratch, self.adapter.manifest.max_pixels)
         if next(model.parameters()).device.type != device.type:
             model.to(device)
-        keep_as_stored(model)
+        keep_4bit_as_stored(model)
         self.routes.ask(route, model, samples)
 
     def _report(self, gate: dict[str, Any]) -> dict[str, Any]:

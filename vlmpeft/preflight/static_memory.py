@@ -15,6 +15,7 @@ from vlmpeft.base.components import COMPONENTS, Components
 from vlmpeft.base.loading import quantization_config
 from vlmpeft.base.spec import QUANTIZED, BaseSpec
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.private_apis import SHOULD_CONVERT
 from vlmpeft.strategies.plan import AttachedPlan
 
 FP32 = 4
@@ -74,8 +75,7 @@ def _quantized_weights(
     model: Any, components: Components, spec: BaseSpec, device: torch.device
 ) -> dict[nn.Parameter, str]:
     """Weights that transformers replaces as its config says, and those that we replace by component."""
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
+    should_convert_module = SHOULD_CONVERT.get()
     wanted = _wanted_widths(spec, device)
     config = quantization_config(spec, wanted, components, device)
     if config is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlmpeft.runtime.private_apis import DEQUANTIZE
 from vlmpeft.strategies.low_rank import Delta, LowRank
 
 Deltas = Iterator[tuple[str, Delta]]
@@ -76,11 +77,9 @@ def _frozen(tensor: Tensor) -> nn.Parameter:
 
 def dequantized(layer: Any) -> Tensor:
     """A linear layer's weight (d_out, d_in) in fp32, whatever holds it."""
-    from peft.utils.integrations import dequantize_module_weight
-
     if layer.weight.is_floating_point():
         return layer.weight.detach().float()
-    return dequantize_module_weight(layer).detach().float()
+    return DEQUANTIZE.get()(layer).detach().float()
 
 
 def in_place_deltas(

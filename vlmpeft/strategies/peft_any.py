@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.runtime.private_apis import PEFT_CONFIGS
 from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.peft_layers import attach_tuner
 
@@ -60,9 +61,7 @@ def _peft_config(path: str) -> Any:
     Raises:
         UserError: there is none, with the closest there is.
     """
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    known = {cls.__name__: cls for cls in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    known = {cls.__name__: cls for cls in PEFT_CONFIGS.get().values()}
     module, _, name = path.rpartition(".")
     cls = known.get(name)
     if cls is None or module not in ("", "peft", cls.__module__):

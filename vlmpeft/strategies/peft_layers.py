@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.private_apis import CONVERT_CONFIG, PEFT_PREFIXES, PEFT_TUNERS
 from vlmpeft.strategies.contract import Attachment, Component, Strategy
 from vlmpeft.strategies.deltas import wrapper_deltas
 
@@ -37,12 +38,10 @@ def attach_tuner(
     Raises:
         UserError: PEFT refuses a module, or would wrap others than planned.
     """
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-
     model, name = component.model, type(strategy).__name__
     before = {parameter for _, parameter in model.named_parameters()}
     earlier = {n for n, module in model.named_modules() if _is_wrapped(module)}
-    tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    tuner_class = PEFT_TUNERS.get()[config.peft_type]
     try:
         with _targets_as_given():
             tuner = tuner_class(model, config, adapter_name)
@@ -52,7 +51,7 @@ def attach_tuner(
         raise UserError(f"{name} on {component.name}: {reason}") from error
     finally:
         vars(model).pop("peft_config", None)  # would make the next component's tuner warn
-    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
+    prefix = PEFT_PREFIXES.get()[config.peft_type]
     new = {n: p for n, p in model.named_parameters() if p not in before}
     # not all that is new is trained: AdaLoRA keeps a number of ranks as well
     trainable = tuple(n for n in new if any(part.startswith(prefix) for part in n.split(".")))
@@ -75,30 +74,20 @@ def attach_tuner(
     return attachment, tuner
 
 
-@contextmanager
-def _targets_as_given() -> Iterator[None]:
+def _targets_as_given() -> AbstractContextManager[None]:
     """Keep PEFT from rewriting exact names.
 
     Of a type whose experts transformers 5 has fused (GLM-4.5V, Kimi K2.5), PEFT takes every target that ends in
     `gate_proj` for the experts, the tower's and the dense layers' too, and drops it from `target_modules`.
     """
-    from peft.utils import transformers_weight_conversion as conversion
-
-    original = conversion.convert_peft_config_for_transformers
-    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        conversion.convert_peft_config_for_transformers = original
+    return CONVERT_CONFIG.replaced(lambda *_, **__: None)
 
 
 def plain_peft_keeps_targets(model: nn.Module, config: Any) -> bool:
     """Whether PEFT, loading a config by itself, wraps the modules it names; see `_targets_as_given`."""
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
     loaded = copy.deepcopy(config)
     try:
-        convert_peft_config_for_transformers(loaded, model, None)
+        CONVERT_CONFIG.get()(loaded, model, None)
     except ValueError:
         return False
     return set(loaded.target_modules) == set(config.target_modules)

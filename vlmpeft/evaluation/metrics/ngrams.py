@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics.functional.text import rouge_score
-from torchmetrics.functional.text.bleu import _bleu_score_compute, _bleu_score_update
 
 from vlmpeft.evaluation.metrics.base import Answer, TextMetric
 from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.private_apis import BLEU_COMPUTE, BLEU_UPDATE
 
 Ngrams = Counter[tuple[str, ...]]
 
@@ -64,7 +64,7 @@ class Bleu(TextMetric):
         """BLEU of the summed counts, without smoothing."""
         weights = [1 / self.n_gram] * self.n_gram
         got, want = self.lengths
-        return _bleu_score_compute(
+        return BLEU_COMPUTE.get()(
             got, want, self.numerator, self.denominator, self.n_gram, weights, smooth=False
         ).double()
 
@@ -72,7 +72,7 @@ class Bleu(TextMetric):
 def _bleu_counts(answers: Sequence[Answer], n_gram: int) -> tuple[Tensor, Tensor, Tensor]:
     """(hits by n, totals by n, (words generated, words of the closest references)) summed over answers."""
     numerator, denominator = torch.zeros(2, n_gram, dtype=torch.float64)
-    lengths = _bleu_score_update(
+    lengths = BLEU_UPDATE.get()(
         [answer.generated if answer.finished else "" for answer in answers],
         [answer.references for answer in answers],
         numerator,
