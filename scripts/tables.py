@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of README.md and docs/results.md, and config headers, from the committed records.
+"""Write the tables of README.md and docs/ and config headers from the committed records, docs/architecture.md from the package.
 
 python scripts/tables.py            # or: make tables
 python scripts/tables.py --check    # exit 1 if a table is not what its records give
@@ -15,6 +15,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from architecture import BLOCKS
 from matrices import architectures, conformance, markdown, spread
 from merge_tables import merging_cost_table, merging_memory, merging_speed_table, merging_table
 
@@ -143,16 +144,18 @@ TABLES = {
     "merging_memory": merging_memory,
     "architectures": architectures,
     "conformance": conformance,
+    **BLOCKS,
 }
 
 
 def fill(text: str) -> str:
-    """Replace what stands between `<!-- table:NAME -->` and `<!-- end -->`."""
+    """Replace what stands between `<!-- table:NAME -->` (or `diagram:NAME`) and `<!-- end -->`."""
 
-    def table(match: re.Match) -> str:
-        return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+    def block(match: re.Match) -> str:
+        return f"{match[1]}\n{TABLES[match[2]]()}\n<!-- end -->"
 
-    return re.sub(r"<!-- table:(\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    marked = r"(<!-- (?:table|diagram):(\w+) -->)\n.*?<!-- end -->"
+    return re.sub(marked, block, text, flags=re.DOTALL)
 
 
 def header(text: str, records: list[dict]) -> str:
@@ -176,6 +179,7 @@ def main() -> int:
         path: fill(path.read_text())
         for path in (
             ROOT / "README.md",
+            ROOT / "docs/architecture.md",
             ROOT / "docs/results.md",
             ROOT / "docs/metrics.md",
             ROOT / "docs/data.md",

@@ -1,6 +1,7 @@
 """Every merge rule against its definition, by hand or by PEFT's own function, and the laws of all of them."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,9 +22,11 @@ from vlmpeft.merging import (
 from vlmpeft.merging.engine import merge
 from vlmpeft.merging.kth_largest import kth_largest
 from vlmpeft.merging.recipe import Recipe
-from vlmpeft.merging.rule_table import RULES
+from vlmpeft.merging.rule_table import RULES, RuleName
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.low_rank import LowRank, best_of_rank, dense, weighted_sum
+
+from ..conftest import ROOT
 
 TASKS = torch.tensor(
     [
@@ -339,7 +342,9 @@ def test_merging_tensor_by_tensor_is_merging_the_whole_vector(name, scope, monke
     has_scope = rule.needs_gram or rule.counts or rule.whole_tensors
     monkeypatch.setattr("vlmpeft.merging.engine.PIECE", 100 if not rule.is_random else 2**23)
     recipe = Recipe(
-        name, scope=scope if has_scope else None, weights=None if name == "average" else (1.0, 0.5)
+        name,
+        scope=scope if has_scope else None,
+        weights=(1.0, 0.5) if "weights" in rule.knobs else None,
     )
     found = {n: dense(d) for n, d in merge(parts, recipe, lambda n: n[0])}
     keys = {"model": lambda n: "", "component": lambda n: n[0], "tensor": lambda n: n}
@@ -425,3 +430,10 @@ def test_the_best_of_a_rank_keeps_what_the_singular_values_say(rank):
     assert (found.rank, share) == (rank, pytest.approx(expected, rel=2e-3))
     left = (matrix - found.dense()).square().sum() / matrix.square().sum()
     assert left.item() == pytest.approx(1 - expected, abs=2e-3)
+
+
+def test_every_rule_can_be_named_in_a_config_and_has_a_row_in_the_docs():
+    assert get_args(RuleName) == tuple(RULES)
+    section = (ROOT / "docs/merging.md").read_text().split("## Rules")[1].split("\n## ")[0]
+    rows = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert rows[1:] == [*RULES]  # below the header

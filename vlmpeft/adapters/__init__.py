@@ -1,5 +1,5 @@
 """The adapter folder.
 
 In: an attached plan. Out: a folder with manifest and tensors, and back; plain PEFT's form where there is one.
-May import: strategies, base, runtime.
+May import: data, strategies, base, runtime.
 """

@@ -69,15 +69,25 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+def find_manifest(folder: str | Path) -> Path:
+    """The manifest's file.
+
+    Raises:
+        UserError: there is none, so the folder is no adapter.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise UserError(f"adapter {folder}: there is no {MANIFEST}; give a folder that `fit` wrote")
+    return path
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of an adapter folder, of the form that `fit` and `merge` write.
 
     Raises:
         UserError: no such folder, or a manifest that vlmpeft did not write.
     """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise UserError(f"adapter {folder}: there is no {MANIFEST}; give a folder that `fit` wrote")
+    path = find_manifest(folder)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

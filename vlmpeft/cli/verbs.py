@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from vlmpeft.adapters.manifest import read_manifest
+from vlmpeft.adapters.manifest import find_manifest
 from vlmpeft.cli.command_line import Verb
 from vlmpeft.cli.known_keys import choices_of
 from vlmpeft.runtime.errors import UserError, did_you_mean
@@ -217,7 +217,7 @@ def export(
         raise UserError(
             f"export: --tolerance {tolerance} is not a difference of logits; give 0 or more"
         )
-    read_manifest(adapter)
+    find_manifest(adapter)
     _declare()
     from vlmpeft.cli.export import export_adapter
 
@@ -286,7 +286,7 @@ def _check_merge(options: dict[str, list[str]]) -> None:
             )
     for folder in options.get("adapters", ()):
         if not folder.startswith("["):
-            read_manifest(folder)
+            find_manifest(folder)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

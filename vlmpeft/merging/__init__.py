@@ -1,4 +1,8 @@
-"""Merging adapters in dW space: pure functions over stacked task vectors, and what applies them to adapters."""
+"""Several adapters into one, in dW space.
+
+In: adapters and a recipe. Out: a merged dW of every parameter, and the adapter that is made of it. A rule is a pure function over stacked task vectors.
+May import: evaluation, adapters, data, strategies, base, runtime; not training.
+"""
 
 from vlmpeft.merging.averaging import average, linear, slerp, task_arithmetic
 from vlmpeft.merging.dropping import dare_linear, dare_ties, della

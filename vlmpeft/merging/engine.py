@@ -113,7 +113,7 @@ def _prepare(
         ranks = rule.counts(size, **taken)
         cuts = kth_largest(group.pieces, size, len(group.parts), ranks)
         return partial(_cut, group.parts, recipe, shapes, cuts)
-    return partial(_dropped, group.parts, recipe, shapes, generator)
+    return partial(_value_by_value, group.parts, recipe, shapes, generator)
 
 
 def _weighted(parts: Parts, recipe: Recipe, gram: Tensor, name: str, component: str) -> Delta:
@@ -149,7 +149,7 @@ def _cut(
     return _in_pieces(parts, name, shapes[name], of, PIECE)
 
 
-def _dropped(
+def _value_by_value(
     parts: Parts,
     recipe: Recipe,
     shapes: Mapping[str, torch.Size],
@@ -157,7 +157,8 @@ def _dropped(
     name: str,
     component: str,
 ) -> Tensor:
-    of = partial(recipe.rule.merge, generator=generator, **recipe.knobs(component))
+    draws = {"generator": generator} if recipe.rule.is_random else {}
+    of = partial(recipe.rule.merge, **draws, **recipe.knobs(component))
     size = shapes[name].numel() if recipe.rule.whole_tensors else PIECE
     return _in_pieces(parts, name, shapes[name], of, size)
 

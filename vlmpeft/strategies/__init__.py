@@ -1,4 +1,8 @@
-"""What can be done to one component of a VLM: the strategies, by the names their papers use."""
+"""What can be done to one component of a VLM: the strategies, by the names their papers use.
+
+In: a component of a model. Out: an Attachment: what was changed, what is trained, how to undo it. `plan.py` attaches to all components.
+May import: base, runtime.
+"""
 
 from vlmpeft.strategies.adalora import AdaLoRA
 from vlmpeft.strategies.bottleneck import BottleneckAdapter
