@@ -8,7 +8,7 @@ from vlmpeft.data.workbench.source import SOURCE
 from vlmpeft.runtime.records import read_record
 from vlmpeft.runtime.registry import STRATEGIES, resolve
 
-from ..conftest import ROOT, llava, vlmpeft, write_json
+from ..conftest import ROOT, call, llava, vlmpeft, write_json
 
 
 def test_doctor_reports_versions_and_takes_a_step(capsys):
@@ -39,7 +39,7 @@ def test_readme_python_runs(tmp_path, monkeypatch):
     assert scope["FirstWord"]().score("red nut", "red gear") == 1
 
 
-def test_readme_strategy_trains_is_saved_and_loads_again(tmp_path, pictures):
+def test_readme_strategy_trains_is_saved_and_loads_again(tmp_path, pictures, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     source = next(block for block in blocks if "class ScaleOutputs" in block)
     assert source.count("\n") <= 35
@@ -56,10 +56,12 @@ def test_readme_strategy_trains_is_saved_and_loads_again(tmp_path, pictures):
     assert "validate --adapter runs/r/adapter --config runs/r/config.yaml" in done.stdout
     tuned = read_record(tmp_path / "runs" / "r")["metrics"]["tuned"]["val"]
     again = ["validate", "--adapter", "runs/r/adapter"]
-    refused = vlmpeft(*again, cwd=tmp_path, env=env, check=2)
-    assert "add --config runs/r/config.yaml" in refused.stderr
-    done = vlmpeft(*again, "--allow_strategy=mine.ScaleOutputs", cwd=tmp_path, env=env, check=0)
-    scores = json.loads(done.stdout.strip().splitlines()[-1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert call(*again) == 2
+    assert "add --config runs/r/config.yaml" in capsys.readouterr().err
+    assert call(*again, "--allow_strategy=mine.ScaleOutputs") == 0
+    scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert scores == {f"val/{name}": value for name, value in tuned.items()}
     assert tuned["loss"] < read_record(tmp_path / "runs" / "r")["metrics"]["base"]["val"]["loss"]
 

@@ -357,7 +357,8 @@ def test_a_broken_file_is_one_line_and_exit_code_2(good, tmp_path, monkeypatch, 
     assert_refused(capsys.readouterr().err, tmp_path, name)
 
 
-@pytest.mark.parametrize("name", ["cut.json", pytest.param("cut.parquet", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the same in this process is above
+@pytest.mark.parametrize("name", ["cut.json", "cut.parquet"])
 def test_a_broken_file_is_one_line_for_the_user_of_the_command_line(good, tmp_path, name):
     _, contents = good
     (tmp_path / name).write_bytes(BROKEN_FOR_USERS[name](contents))
