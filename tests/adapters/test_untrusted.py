@@ -258,7 +258,7 @@ def test_a_config_that_was_found_names_no_code(capsys, place, verb, extra):
     _refused(capsys, place, args, "config.yaml")
 
 
-@pytest.mark.parametrize("key", ["callbacks", "logger", "plugins", "profiler"])
+@pytest.mark.parametrize("key", ["callbacks", "plugins"])
 def test_what_a_trainer_was_told_to_call_is_no_part_of_scoring(capsys, place, key):
     _put_config(place, {"trainer": {key: {"class_path": "evil.Strategy"}}})
     code, lines = run(capsys, "test", "--adapter", "adapter")

@@ -8,7 +8,7 @@ from ..conftest import ROOT
 from ..families import FAMILIES
 from ..families.checks import Subject, draw_pictures, reasons
 
-FAST = ("qwen2_5_vl", "llava_next", "idefics3", "gemma3", "mllama", "florence2")  # in `make test`
+FAST = ("qwen2_5_vl", "llava_next", "idefics3", "gemma3", "mllama")  # in `make test`
 # PaliGemma's processor gives numpy a tensor
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -75,8 +75,8 @@ def _count(llava, **plan):
         (ATTENTION, 64, 67_108_864, 0.9411),
         (None, 4, 9_994_240, 0.1413),
         (None, 16, 39_976_960, 0.5628),
-        (None, 64, 159_907_840, 2.2138),
-        (None, 128, 319_815_680, 4.3316),
+        pytest.param(None, 64, 159_907_840, 2.2138, marks=pytest.mark.slow),
+        pytest.param(None, 128, 319_815_680, 4.3316, marks=pytest.mark.slow),
     ],
 )
 def test_language_lora_has_the_published_count_and_does_not_leak(
@@ -122,7 +122,7 @@ SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
         (DoRA(r=16, targets=("q_proj", "v_proj")), 8_650_752, 0.1223),
         (DoRA(r=16, targets=ATTENTION), 17_301_504, 0.2443),
         (DoRA(r=16, targets=SEVEN), 41_336_832, 0.5818),
-        (DoRA(r=128), 321_175_552, 4.3493),
+        pytest.param(DoRA(r=128), 321_175_552, 4.3493, marks=pytest.mark.slow),
         (IA3(), 614_400, 0.0087),
         (BottleneckAdapter(), 67_248_128, 0.9431),
         (BottleneckAdapter(style="houlsby"), 134_496_256, 1.8685),
