@@ -1,5 +1,7 @@
 """Class paths of version 0.1 that a config or an adapter may hold still mean the same classes."""
 
+import json
+
 import pytest
 
 import vlmpeft
@@ -65,3 +67,15 @@ def test_the_config_of_a_run_of_version_0_1_is_read(tmp_path):
     model = read_saved_config(path, scoring=True)["model"]
     assert model["plan"]["language"]["class_path"] == STRATEGIES["Merged"]
     assert model["metrics"] == [{"class_path": METRICS["ExactMatch"]}, METRICS["Anls"]]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_named_config_may_spell_a_strategy_as_version_0_1_did(name):
+    """jsonargparse imports the path itself."""
+    from vlmpeft.cli.read_plan import read_plan
+
+    (old,) = (path for path in HELD if path.rpartition(".")[2] == name)
+    extra = {"adapters": ["nowhere"]} if name == "Merged" else {}
+    entry = json.dumps({"class_path": old, "init_args": extra})
+    planned = read_plan([f"--model.plan.language={entry}"])
+    assert [type(s).__name__ for s in planned.plan.of("language")] == [name]
