@@ -56,7 +56,7 @@ def read_plan(run_args: list[str]) -> Planned:
     settings = parser.parse_args(_about_the_plan(run_args))
     allow_strategies(names_of(settings.allow_strategy))
     try:
-        built: Any = parser.instantiate_classes(settings)
+        built: Any = parser.instantiate(settings)
         return built.model
     except UserError:
         raise
