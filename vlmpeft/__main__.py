@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ["VLMPEFT_OWN_PROCESS"] = str(os.getpid())
         VERBS[verb](verb, rest)
     except UserError as error:
-        return _fail(error, 2)
+        return _fail(_as_typed(str(error)), 2)
     except GateFailed as error:
         return _fail(error, 4)
     except Interrupted as error:
@@ -52,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 3)
     return 0
+
+
+def _as_typed(message: str) -> str:
+    """A library names a setting by its key; where it is the next move, it is shown as it is typed.
+
+    >>> _as_typed("there is no val split; give one: data.val=FILE")
+    'there is no val split; give one: --data.val=FILE'
+    """
+    move = r"\b(give(?: one| another| one that does)?:? |set |e\.g\. |; )((?:data|model)\.[\w.]+=)"
+    return re.sub(move, r"\1--\2", message)
 
 
 def _fail(error: object, code: int) -> int:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -180,3 +181,21 @@ def test_a_list_takes_the_words_that_follow_and_a_switch_none(args, own):
 def test_an_option_is_never_shortened():
     with pytest.raises(UserError, match=r"unknown argument --number\. Did you mean numbers\?"):
         split_options(Verb("listed", listed), ["--number", "1"])
+
+
+def test_below_the_command_line_a_setting_is_named_by_its_key():
+    """The verb shows it as it is typed: --data.val in a fit, --base in a chat."""
+    rooms = [
+        p
+        for p in (ROOT / "vlmpeft").rglob("*.py")
+        if p.relative_to(ROOT / "vlmpeft").parts[0] != "cli"
+    ]
+    assert len(rooms) > 100
+    named = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in rooms
+        for line in path.read_text().splitlines()
+        if re.search(r"(give|set|take)\b.*--(model|data|trainer|eval)\.", line)
+        and ">>>" not in line
+    ]
+    assert [line for line in named if "__main__" not in line] == []

@@ -221,7 +221,7 @@ class Adapter:
         if trained_on.fingerprint != base["fingerprint"]:
             raise UserError(
                 f"adapter {self.folder} belongs to base {trained_on.id} (fingerprint {trained_on.fingerprint}), "
-                f"not to {base['id']} ({base['fingerprint']}); give --model.base.path {trained_on.id}"
+                f"not to {base['id']} ({base['fingerprint']}); give model.base.path={trained_on.id}"
             )
         return "same" if trained_on.bits == base["bits"] else "other bits"
 

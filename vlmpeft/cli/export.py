@@ -91,7 +91,7 @@ def _our_options() -> Any:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("--model.base.path", "--base")) from error
+        raise UserError(str(error).replace("model.base.path=", "--base ")) from error
 
 
 def _export(settings: SimpleNamespace, out: Path) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class VLMData(pl.LightningDataModule):
         if self.over_length == "error":
             raise UserError(
                 f"{place}: conversation {item.id} has {result.length} tokens, more than "
-                f"data.max_length={self.max_length}; raise it, or set --data.over_length=drop"
+                f"data.max_length={self.max_length}; raise it, or set data.over_length=drop"
             )
         self.skipped.append(f"{place}: {result.length} tokens")
         return False
@@ -273,7 +273,7 @@ class VLMData(pl.LightningDataModule):
             control: blank or shuffled: what is shown instead of each picture.
         """
         if not self.has(split):
-            raise UserError(f"there is no {split} split; give one: --data.{split} FILE")
+            raise UserError(f"there is no {split} split; give one: data.{split}=FILE")
         dataset = self._datasets[split]
         if control:
             dataset = EncodedDataset(CONTROLS[control](dataset.items), dataset.encoder)

@@ -30,7 +30,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     try:
         scratch = _make_scratch(out)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"folder {out} cannot be written: {error.strerror or error}") from error
     try:
         yield scratch
         _open_to_readers(scratch)
@@ -39,7 +39,7 @@ def written_whole(out: Path) -> Iterator[Path]:
         )  # made by somebody else meanwhile: a rename would replace an empty folder
         scratch.rename(out)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"--out {out} could not be written: {error}") from error
+        raise UserError(f"folder {out} could not be written: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -75,7 +75,7 @@ def refuse_existing(out: Path) -> None:
         UserError: it is there.
     """
     if out.exists() or out.is_symlink():
-        raise UserError(f"--out {out} exists already; nothing was written. Give another folder")
+        raise UserError(f"folder {out} exists already; nothing was written. Give another folder")
 
 
 def remove_stale(out: Path) -> None:

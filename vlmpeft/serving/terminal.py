@@ -12,8 +12,8 @@ from vlmpeft.serving.chat import Answer, Chat
 
 # options of the other verbs, which errors of theirs name -> ours
 _OPTIONS = {
-    "--model.base.path": "--base",
-    "--data.chat_template": "--chat_template",
+    "model.base.path=": "--base ",
+    "data.chat_template=": "--chat_template ",
     "model.base.bits.language=": "--bits ",
 }
 

@@ -259,5 +259,5 @@ def check_has_trainables(attached: AttachedPlan) -> None:
     if not attached.trainable():
         raise UserError(
             "nothing to train: every component of model.plan is Frozen; give one a strategy, e.g. "
-            "--model.plan.language=LoRA"
+            "model.plan.language=LoRA"
         )

@@ -152,7 +152,7 @@ class FitRun:
             return
         message = f"gradient self-test: {len(result.problems)} problem(s): {'; '.join(result.problems[:5])}"
         if self.module.self_test == "error":
-            raise UserError(f"{message}; --model.self_test=warn goes on all the same")
+            raise UserError(f"{message}; model.self_test=warn goes on all the same")
         self.console.print(f"warning: {message}")
 
     def write_split(self) -> None:

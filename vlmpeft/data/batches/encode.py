@@ -211,7 +211,7 @@ class Encoder:
         if holds_mark(found.text):
             raise UserError(
                 "the chat template writes one of the characters U+E0F0 to U+E0F2, which are used here; "
-                "give another: --data.chat_template FILE.jinja"
+                "give another: data.chat_template=FILE.jinja"
             )
         return put_marks(found.text, found.spans, found.ends)
 
@@ -236,7 +236,7 @@ class Encoder:
         if not ends:
             raise UserError(
                 "the chat template writes no end token after an answer, so the model would never learn to "
-                "stop; give one that does: --data.chat_template FILE.jinja (configs/templates has some)"
+                "stop; give one that does: data.chat_template=FILE.jinja (configs/templates has some)"
             )
         return inside[0], ends[-1] + 1
 
@@ -289,5 +289,5 @@ def own_template(processor: Any) -> str:
         return found
     named = f" that is named default, but {', '.join(map(shown, own))}" if own else ""
     raise UserError(
-        f"the processor has no chat template{named}; give one: --data.chat_template FILE.jinja"
+        f"the processor has no chat template{named}; give one: data.chat_template=FILE.jinja"
     )

@@ -25,7 +25,7 @@ _START_SECONDS = 120  # until the process has imported what it needs; a busy mac
 _ALARM_SECONDS = 5  # after the limit, the process ends itself, in case this one is gone
 _MOST_LATE = 3  # a template that was too slow so often is not tried again
 _ENVIRONMENT = ("TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-_NEXT = "; give another: --data.chat_template FILE.jinja"
+_NEXT = "; give another: data.chat_template=FILE.jinja"
 
 
 @dataclass(frozen=True)
