@@ -101,7 +101,7 @@ def test_config_is_looked_up_by_path_then_cwd_then_package(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_every_config_parses(config, monkeypatch):
-    from vlmpeft.cli.lightning_verbs import PlanCLI
+    from vlmpeft.cli.run_parser import PlanCLI
 
     monkeypatch.setattr(sys, "argv", ["vlmpeft"])
     cli = PlanCLI("fit", ["--config", str(ROOT / config), "--trainer.accelerator=cpu"])
@@ -119,7 +119,7 @@ def test_every_config_says_how_it_is_run_and_what_comes_out(config):
 
 def test_strategy_list_replaces_what_was_there(monkeypatch, tmp_path):
     """A list is overlaid whole: nothing of the strategy it replaces leaks into its entries."""
-    from vlmpeft.cli.lightning_verbs import PlanCLI
+    from vlmpeft.cli.run_parser import PlanCLI
 
     monkeypatch.setattr(sys, "argv", ["vlmpeft"])
     (tmp_path / "d.yaml").write_text(
@@ -132,7 +132,7 @@ def test_strategy_list_replaces_what_was_there(monkeypatch, tmp_path):
 
 
 def test_overrides_reach_the_plan(monkeypatch):
-    from vlmpeft.cli.lightning_verbs import PlanCLI
+    from vlmpeft.cli.run_parser import PlanCLI
 
     monkeypatch.setattr(sys, "argv", ["vlmpeft"])
     args = [
@@ -157,7 +157,7 @@ def test_overrides_reach_the_plan(monkeypatch):
     ],
 )
 def test_a_list_in_yaml_is_the_tuple_that_the_strategy_declares(monkeypatch, strategy, field):
-    from vlmpeft.cli.lightning_verbs import PlanCLI
+    from vlmpeft.cli.run_parser import PlanCLI
 
     monkeypatch.setattr(sys, "argv", ["vlmpeft"])
     value = json.dumps({"class_path": strategy, "init_args": {field: ["a", "b"]}})

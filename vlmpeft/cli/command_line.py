@@ -92,7 +92,7 @@ class Verb:
 
     def _parser(self) -> ArgumentParser:
         about = (inspect.getdoc(self.function) or "").partition("\n\nArgs:")[0]
-        parser = _Parser(prog=f"vlmpeft {self.name}", description=about)
+        parser = VerbParser(prog=f"vlmpeft {self.name}", description=about)
         if self.knobs:
             parser.add_argument("--config", action="config", help="YAML with these keys.")
             parser.add_class_arguments(_imported(self.knobs), as_group=False)
@@ -102,7 +102,7 @@ class Verb:
         return parser
 
 
-class _Parser(ArgumentParser):
+class VerbParser(ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:

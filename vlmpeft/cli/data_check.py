@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from vlmpeft.cli.lightning_verbs import PlanCLI
+from vlmpeft.cli.run_parser import PlanCLI
 from vlmpeft.data.audit.audit import audit
 from vlmpeft.data.audit.html_page import write_page
 from vlmpeft.data.audit.text import print_audit

@@ -16,7 +16,7 @@ import torch
 
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.cli.estimate_tables import GB, print_report
-from vlmpeft.cli.lightning_verbs import PlanCLI
+from vlmpeft.cli.run_parser import PlanCLI
 from vlmpeft.preflight.forecast import (
     CHECKPOINTED,
     PLAIN,

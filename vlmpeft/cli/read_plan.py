@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from vlmpeft.base.spec import BaseSpec
+from vlmpeft.cli.command_line import VerbParser
 from vlmpeft.cli.config_files import names_of
 from vlmpeft.cli.explain import explain
 from vlmpeft.runtime.errors import UserError
@@ -31,14 +31,6 @@ class Planned:
         self.base, self.plan = base, plan
 
 
-class _Parser(ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        names = [name for action in self._actions for name in action.option_strings]
-        raise UserError(explain(str(message), names)) from ex
-
-
 def read_plan(run_args: list[str]) -> Planned:
     """The base and the plan of a run.
 
@@ -49,7 +41,7 @@ def read_plan(run_args: list[str]) -> Planned:
         UserError: a value that its key does not take.
     """
     import_all(STRATEGIES)
-    parser = _Parser(prog="vlmpeft plan")
+    parser = VerbParser(prog="vlmpeft plan")
     parser.add_argument("--config", action="config")
     parser.add_argument("--allow_strategy", type=str | None, default=None)
     parser.add_class_arguments(Planned, "model")
