@@ -85,8 +85,10 @@ def _quiet_libraries() -> None:
 def _run(verb: str, args: list[str]) -> None:
     """A verb of Lightning's; its keys are checked before torch is imported."""
     from vlmpeft.cli.config_files import run_arguments
+    from vlmpeft.cli.early_check import SPLITS
 
-    found = run_arguments(args)
+    scored = {"validate": ("val",), "test": ("test",), "predict": ()}  # test, else val
+    found = run_arguments(args, splits=scored.get(verb, SPLITS))
     from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
 
     declare_torchvision_ops()

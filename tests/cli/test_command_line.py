@@ -12,6 +12,7 @@ import pytest
 from vlmpeft.__main__ import VERBS, main
 from vlmpeft.cli import verbs
 from vlmpeft.cli.command_line import Verb, is_list, split_options
+from vlmpeft.cli.config_files import run_arguments
 from vlmpeft.cli.known_keys import GROUPS, choices_of, fields_of, strategy_fields
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.registry import STRATEGIES, resolve
@@ -181,6 +182,25 @@ def test_a_list_takes_the_words_that_follow_and_a_switch_none(args, own):
 def test_an_option_is_never_shortened():
     with pytest.raises(UserError, match=r"unknown argument --number\. Did you mean numbers\?"):
         split_options(Verb("listed", listed), ["--number", "1"])
+
+
+def test_a_verb_needs_the_data_that_it_reads_and_no_other(tmp_path, monkeypatch):
+    """A test of an adapter whose training data is gone; a plan of a config without any data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test.json").write_text("[]")
+    args = ["--data.train=gone.json", "--data.val=gone.json", "--data.test=test.json"]
+    assert run_arguments(args, splits=("test",)) == args
+    assert run_arguments(args, splits=()) == args
+    with pytest.raises(UserError, match=r"gone\.json does not exist"):
+        run_arguments(args)
+
+
+def test_the_short_option_for_a_config_is_known_everywhere():
+    plan = verbs.VERBS["plan"]
+    assert split_options(plan, ["-c", "x.yaml", "--json"]) == (
+        ["--json=true"],
+        ["--config", "x.yaml"],
+    )
 
 
 def test_below_the_command_line_a_setting_is_named_by_its_key():

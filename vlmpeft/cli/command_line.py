@@ -35,7 +35,7 @@ class Verb:
         positional: parameters that are given without their names, in order.
         knobs: dotted path of a dataclass whose fields are options, too; the function gets it as `knobs`.
         check: looks at the options' words before the class of the knobs is imported.
-        reads_data: of a verb that takes the keys of a run, whether the data has to be there.
+        splits: of a verb that takes the keys of a run, of which splits the data has to be there.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Verb:
     positional: tuple[str, ...] = ()
     knobs: str | None = None
     check: Callable[[dict[str, list[str]]], None] | None = None
-    reads_data: bool = False
+    splits: tuple[str, ...] = ()
 
     @property
     def takes_a_run(self) -> bool:
@@ -70,7 +70,7 @@ class Verb:
         given, rest = split_options(self, with_found_configs(list(args)) if self.knobs else args)
         extra: dict[str, Any] = {}
         if self.takes_a_run:
-            extra[RUN_ARGS] = run_arguments(rest, self.options(), reads_data=self.reads_data)
+            extra[RUN_ARGS] = run_arguments(rest, self.options(), splits=self.splits)
         with self._told():
             values = self._parser().parse_args(given).as_dict()
             if self.knobs:
@@ -127,6 +127,8 @@ def split_options(verb: Verb, args: Sequence[str]) -> tuple[list[str], list[str]
     while waiting:
         word = waiting.pop(0)
         flag, equals, value = word.removeprefix("--").partition("=")
+        if word == "-c":
+            word, flag = "--config", "config"
         if not word.startswith("--"):
             if not positional:
                 raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vlmpeft.adapters.manifest import read_manifest
-from vlmpeft.cli.early_check import check_early
+from vlmpeft.cli.early_check import SPLITS, check_early
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.shipped import shipped_configs_dir
 from vlmpeft.runtime.visible import visible
@@ -75,14 +75,14 @@ def _announced(path: Path) -> str:
 
 
 def run_arguments(
-    args: list[str], own: Collection[str] = (), *, reads_data: bool = True
+    args: list[str], own: Collection[str] = (), *, splits: Collection[str] = SPLITS
 ) -> list[str]:
     """The keys of a run with configs found, and with the config that --resume or --adapter stand for.
 
     Args:
         args: of a verb.
         own: options of the verb itself, which a mistyped key may have meant.
-        reads_data: whether the data has to be there.
+        splits: of which the data has to be there.
 
     Raises:
         UserError: an unknown key or name, a file that is not there; --ckpt_path, whose stored settings would silently win over the command line; a config beside an
@@ -100,7 +100,7 @@ def run_arguments(
         if not named:
             implied = _saved(path, True, args) if path.is_file() else _base_of(folder)
     found = implied + with_found_configs(args)
-    check_early(found, own, reads_data=reads_data)
+    check_early(found, own, splits=splits)
     return found
 
 

@@ -24,7 +24,7 @@ TOP = (
     *("allow_strategy", "resume", "yes", "adapter", "out"),  # the last four of one verb or another
 )
 _OF_PARSERS = ("help", "h", "c", "print_config", "print_shtab")
-_SPLITS = ("train", "val", "test", "retention")
+SPLITS = ("train", "val", "test", "retention")
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,15 @@ class Setting:
         return UserError(f"unknown {kind}{self.key}.{did_you_mean(self.key, known)}")
 
 
-def check_early(args: list[str], own: Collection[str] = (), *, reads_data: bool = True) -> None:
+def check_early(
+    args: list[str], own: Collection[str] = (), *, splits: Collection[str] = SPLITS
+) -> None:
     """Check what can be checked without importing the classes behind the keys.
 
     Args:
         args: keys of a run, with configs found.
         own: options of the verb itself, which a mistyped key may have meant.
-        reads_data: whether the data has to be there.
+        splits: of which the data has to be there.
 
     Raises:
         UserError: the first unknown key, unknown name or missing file.
@@ -66,8 +68,7 @@ def check_early(args: list[str], own: Collection[str] = (), *, reads_data: bool 
         _check_names(setting, strategies)
     last = {setting.key: setting.value for setting in settings}
     _check_base(last.get("model.base.path"))
-    if reads_data:
-        _check_data(last)
+    _check_data(last, splits)
 
 
 def _settings(args: list[str]) -> Iterator[Setting]:
@@ -197,9 +198,9 @@ def _check_base(base: Any) -> None:
         raise UserError(f"base {base} is not a folder; give a folder, a hub id (org/name) or tiny")
 
 
-def _check_data(last: Mapping[str, Any]) -> None:
+def _check_data(last: Mapping[str, Any], splits: Collection[str]) -> None:
     """Raise a UserError for the first data file that is not there."""
-    for split in _SPLITS:
+    for split in splits:
         value = last.get(f"data.{split}")
         for entry in value if isinstance(value, list) else [value]:
             path = entry.get("path") if isinstance(entry, Mapping) else entry

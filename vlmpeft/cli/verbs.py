@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from vlmpeft.adapters.manifest import find_manifest
 from vlmpeft.cli.command_line import Verb
+from vlmpeft.cli.early_check import SPLITS
 from vlmpeft.cli.known_keys import choices_of
 from vlmpeft.runtime.errors import UserError, did_you_mean
 
@@ -303,7 +304,7 @@ VERBS = {
     "doctor": Verb("doctor", doctor),
 }
 DATA = {
-    "check": Verb("data check", check, reads_data=True),
+    "check": Verb("data check", check, splits=SPLITS),
     "template": Verb("data template", template),
     "workbench": Verb("data workbench", workbench, positional=("task",)),
 }

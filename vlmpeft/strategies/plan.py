@@ -71,7 +71,6 @@ class Plan:
 
 
 ALLOW = "--allow_strategy"
-ALLOW_HELP = "strategies of your own that an adapter may name, mine.A,mine.B; they are imported"
 
 
 def allow_strategies(names: Iterable[str]) -> None:
