@@ -15,13 +15,13 @@ def model_digest(model: nn.Module) -> str:
 
     Of a tensor: shape, dtype and the sum of its bits as integers. Any change of one weight changes it.
     """
-    digest = hashlib.sha256()
+    lines = []
     for name, module in model.named_modules():
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        digest.update(f"{name} {type(module).__name__} {hooks}\n".encode())
+        lines.append(f"{name} {type(module).__name__} {hooks}")
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_bit_sum(tensor)}\n".encode())
-    return digest.hexdigest()[:16]
+        lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_bit_sum(tensor)}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
 def _bit_sum(tensor: Tensor) -> int:

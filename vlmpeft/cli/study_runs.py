@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlmpeft.cli.config_files import run_arguments
 from vlmpeft.cli.run_parser import PlanCLI
+from vlmpeft.runtime.library_messages import quiet_libraries
 from vlmpeft.training.progress import FitProgress
 from vlmpeft.training.run import FitRun
 
@@ -23,6 +24,7 @@ class RunOpener:
 
     def __init__(self, callbacks: Sequence[pl.Callback] = ()):
         self.callbacks = list(callbacks)
+        quiet_libraries()
         # the tasks of a SLURM job share a study by its claims; Lightning would make one run of them all
         os.environ["SLURM_JOB_NAME"] = "interactive"
 

@@ -229,6 +229,10 @@ class VLMData(pl.LightningDataModule):
         """The usable conversations of a split."""
         return self._read[split].conversations
 
+    def num_pictures(self, split: str) -> int:
+        """How many different pictures the usable conversations of a split show."""
+        return len({image for c in self.conversations(split) for image in c.images})
+
     def lengths(self, split: str) -> list[int]:
         """Tokens of each item, image tokens included."""
         return [result.length for result in self.measured[split]]

@@ -48,8 +48,11 @@ class Stop(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if self.is_requested:
-            self._is_training = False
             _save(trainer)
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_requested:  # here, the step before is in the log
+            self._is_training = False
             raise Interrupted(GO_ON)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -48,7 +48,7 @@ class Worker:
     def prepare(self, args: Sequence[str], folder: Path) -> FitRun:
         """A run with its data read and its base recognised; no weights are loaded."""
         run = self._open(args, folder)
-        run.console = Console(file=open(os.devnull, "w"))  # noqa: SIM115, PTH123  the study has a view of its own
+        run.console = Console(quiet=True)  # the study has a view of its own
         spec = run.module.base
         if self._base and self._base[0] != spec:
             self._forget()

@@ -2,6 +2,9 @@
 
 Between two steps nothing that is trained changes the output of a frozen tower, and in eval mode nothing in it is random. So the
 tower's outputs are kept by picture; a projector that is trained runs on them at every step.
+
+Each picture goes through the tower alone. In a batch, the last bits of its output would depend on the rest of the batch, and Adam makes
+a full step of a gradient that is only rounding: a run would depend on which runs kept the outputs.
 """
 
 from __future__ import annotations
@@ -23,21 +26,15 @@ _TOLERANCE = 1e-3  # relative, of a loss: 16-bit kernels round differently by ba
 
 
 class KeptOutputs(dict[Image, Tensor]):
-    """Picture -> output of the tower; the first `limit_bytes` of them are kept.
+    """Picture -> output of the tower.
 
     Args:
-        limit_bytes: memory of the tensors.
+        limit_bytes: memory of the tensors; where those of a data set do not fit, none is kept.
     """
 
     def __init__(self, limit_bytes: int = 2**30):
         super().__init__()
-        self.room = limit_bytes
-
-    def keep(self, picture: Image, output: Tensor) -> None:
-        """Keep an output if there is room."""
-        if picture not in self and output.nbytes <= self.room:
-            self.room -= output.nbytes
-            self[picture] = output
+        self.limit_bytes = limit_bytes
 
 
 class FrozenTower:
@@ -45,11 +42,13 @@ class FrozenTower:
 
     Args:
         attached: a plan on a model.
+        num_pictures: of the training data; if their outputs do not fit into memory, none is used.
         kept: outputs that are known already; runs on one base and one data set may share them.
     """
 
-    def __init__(self, attached: AttachedPlan, kept: KeptOutputs | None = None):
+    def __init__(self, attached: AttachedPlan, num_pictures: int, kept: KeptOutputs | None = None):
         self.model: Any = attached.model
+        self.num_pictures = num_pictures
         self.kept = KeptOutputs() if kept is None else kept
         self.projector = _projector(attached)
         self._encode = getattr(self.model.base_model, "get_image_features", None)
@@ -57,7 +56,11 @@ class FrozenTower:
         takes = "mm_encoder_outputs" in inspect.signature(self.model.forward).parameters
         possible = takes and self._encode is not None and "vision" not in trained
         self.is_used = possible and self.projector is not None
-        self._is_checked = False
+        self._known = set[str]()
+        if self._encode is not None:
+            self._known = set(inspect.signature(self._encode).parameters)
+        # of the pixels: pictures of several sizes are padded to the largest of the batch
+        self._shape: torch.Size | None = None
         self._as_list = False  # whether the model takes a list of features (LLaVA) or one tensor
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,12 +73,12 @@ class FrozenTower:
         pictures = [picture for one in batch.get(PICTURES, ()) for picture in one]
         if not self.is_used or not pictures or "pixel_values" not in whole:
             return whole
-        if not self._is_checked:
-            self._is_checked = True
+        shape = whole["pixel_values"].shape[1:]
+        if self._shape is None:
+            self._shape = shape
             self.is_used = self._can_split(whole, pictures) and self._agrees(whole, pictures)
-            if not self.is_used:
-                return whole
-        return self._replaced(whole, pictures)
+        self.is_used = self.is_used and shape == self._shape
+        return self._replaced(whole, pictures) if self.is_used else whole
 
     def _replaced(self, batch: dict[str, Any], pictures: Sequence[Image]) -> dict[str, Any]:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -89,39 +92,51 @@ class FrozenTower:
         return kept | {"mm_encoder_outputs": {"image": image}}
 
     def _outputs(self, batch: Mapping[str, Any], pictures: Sequence[Image]) -> list[Tensor]:
-        """What the projector gets of each picture: as kept, or computed for the whole batch."""
-        if all(picture in self.kept for picture in pictures):
-            return [self.kept[picture] for picture in pictures]
-        _, (outputs,) = self._look(batch)
-        for picture, output in zip(pictures, outputs, strict=True):
-            self.kept.keep(picture, output)
-        return list(outputs)
+        """What the projector gets of each picture, kept from now on."""
+        for number, picture in enumerate(pictures):
+            if picture not in self.kept:
+                alone = {k: v[number : number + 1] for k, v in batch.items() if k in self._known}
+                self.kept[picture] = self._below_projector(alone)
+        return [self.kept[picture] for picture in pictures]
+
+    def _below_projector(self, picture: Mapping[str, Any]) -> Tensor:
+        """The projector's input of one picture; the projector itself is not run, since its dropout would use up random numbers."""
+
+        def stop(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Reached(args[0])
+
+        try:
+            self._look(picture, stop)
+        except _Reached as reached:
+            return reached.value[0]
+        raise RuntimeError("the projector was not called for a picture")
 
     @torch.no_grad()
-    def _look(self, batch: Mapping[str, Any]) -> tuple[Any, list[Tensor]]:
-        """Features of a batch's pictures, and the input of every call of the projector on the way."""
-        seen: list[Tensor] = []
-
-        def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.extend(arg.detach() for arg in args if isinstance(arg, Tensor))
-
+    def _look(self, batch: Mapping[str, Any], hook: Any) -> Any:
+        """Features of a batch's pictures; the hook sees each call of the projector on the way."""
         assert self._encode is not None
         assert self.projector is not None
-        known = set(inspect.signature(self._encode).parameters) - {"kwargs"}
-        with _hooked(self.projector, note):
-            features = self._encode(
-                **{k: v for k, v in batch.items() if k in known}, return_dict=True
-            )
-        return features, seen
+        given = {key: value for key, value in batch.items() if key in self._known}
+        with _hooked(self.projector, hook):
+            return self._encode(**given, return_dict=True)
 
     @torch.no_grad()
     def _can_split(self, batch: Mapping[str, Any], pictures: Sequence[Image]) -> bool:
-        """Whether the projector runs once, on one row a picture, and nothing comes after it."""
+        """Whether the projector runs once, on one row a picture, nothing comes after it, and all rows fit into memory."""
         assert self.projector is not None
+        if any(len(v) != len(pictures) for k, v in batch.items() if k in self._known):
+            return False
+        seen: list[Tensor] = []
+
+        def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.extend(arg for arg in args if isinstance(arg, Tensor))
+
         with _eval_mode(self.projector):
-            output, seen = self._look(batch)
+            output = self._look(batch, note)
             features = getattr(output, "pooler_output", None)
             if features is None or len(seen) != 1 or len(seen[0]) != len(pictures):
+                return False
+            if seen[0][0].nbytes * self.num_pictures > self.kept.limit_bytes:
                 return False
             projected = self.projector(seen[0])
         self._as_list = not isinstance(features, Tensor)
@@ -137,6 +152,14 @@ class FrozenTower:
             plain, _ = supervised_loss(self.model, batch)
             ours, _ = supervised_loss(self.model, self._replaced(batch, pictures))
         return bool(torch.isclose(plain, ours, rtol=_TOLERANCE))
+
+
+class _Reached(Exception):
+    """The projector was called; with its input."""
+
+    def __init__(self, value: Tensor):
+        super().__init__()
+        self.value = value
 
 
 def _projector(attached: AttachedPlan) -> nn.Module | None:

@@ -207,7 +207,9 @@ class VLMModule(pl.LightningModule):
         self._started = time.perf_counter()
         check_has_trainables(self.attached)
         self._set_modes()
-        self._tower = FrozenTower(self.attached, self.kept_outputs)
+        data = getattr(self.trainer, "datamodule", None)
+        pictures = data.num_pictures("train") if isinstance(data, VLMData) else 0
+        self._tower = FrozenTower(self.attached, pictures, self.kept_outputs)
         if self.gradient_checkpointing:
             recompute_activations(self.model)
 
