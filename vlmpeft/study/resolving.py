@@ -12,11 +12,12 @@ from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.workbench.build import PREFIX, TASKS
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.strategies.plan import Plan
-from vlmpeft.study.candidates import Candidate, candidates_of
+from vlmpeft.study.candidates import candidates_of
 from vlmpeft.study.cells import Cell, IllegalCell, cells_of
 from vlmpeft.study.matching import Matched, match_plan
 from vlmpeft.study.meta_base import MetaBase, Size
 from vlmpeft.study.plan_settings import difference
+from vlmpeft.study.planned_run import Candidate
 from vlmpeft.study.rows import StudyRow, expand_rows
 from vlmpeft.study.settings import as_arguments
 from vlmpeft.study.spec import StudySpec
@@ -147,7 +148,7 @@ def _legal(
         resolved = replace(resolved, plan=matched.plan)
     size = base.size(resolved.plan, engine)
     candidates = candidates_of(spec.search, resolved.plan) if spec.search and cell.search else ()
-    if any("." in key for one in candidates for key in one.chosen):  # not of learning rates alone
+    if any("." in key for one in candidates for key in one.settings):  # not of learning rates alone
         for one in candidates:
             _try(one, cell, resolve, bases)
     return ResolvedCell(cell, resolved, size, matched, candidates)
@@ -155,7 +156,7 @@ def _legal(
 
 def _try(candidate: Candidate, cell: Cell, resolve: Resolve, bases: _Bases) -> None:
     try:
-        found = resolve((*cell.args, *as_arguments(candidate.settings)))
+        found = resolve((*cell.args, *candidate.args))
         bases.of(found).size(found.plan)
     except UserError as error:
         raise type(error)(f"search {candidate.label}: {error}") from error
