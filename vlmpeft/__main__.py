@@ -17,6 +17,7 @@ fine-tune vision-language models, component by component
   predict     write predictions.jsonl --adapter DIR
   plan        what a config trains, without loading weights
   estimate    bytes and FLOPs of a config, beside full fine-tuning and QLoRA   --gb N
+  sweep       run a study: rows x tasks x seeds from one file   STUDY.yaml --dry_run=true
   data        check, template, workbench: look at data, begin a data set, write a built-in one
   merge       several adapters -> one   --adapters A B --method ties --out DIR
   export      adapter -> merged checkpoint, PEFT folder, vLLM folder   --adapter DIR --to merged --out DIR
@@ -112,7 +113,7 @@ def _data(verb: str, args: list[str]) -> None:
 
 VERBS: dict[str, Callable[[str, list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _run),
-    **dict.fromkeys(("plan", "estimate", "merge", "export", "chat", "doctor"), _typed),
+    **dict.fromkeys(("plan", "estimate", "sweep", "merge", "export", "chat", "doctor"), _typed),
     "data": _data,
 }
 

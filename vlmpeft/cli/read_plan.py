@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,7 @@ def read_plan(run_args: list[str]) -> Planned:
     Raises:
         UserError: a value that its key does not take.
     """
-    import_all(STRATEGIES)
-    parser = VerbParser(prog="vlmpeft plan")
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--allow_strategy", type=str | None, default=None)
-    parser.add_class_arguments(Planned, "model")
+    parser = _parser()
     settings = parser.parse_args(_about_the_plan(run_args))
     allow_strategies(names_of(settings.allow_strategy))
     try:
@@ -54,6 +51,17 @@ def read_plan(run_args: list[str]) -> Planned:
         raise
     except ValueError as error:  # jsonargparse wraps what a strategy says of its own values
         raise UserError(explain(str(error), [])) from error
+
+
+@cache
+def _parser() -> VerbParser:
+    """Building it takes longer than parsing with it."""
+    import_all(STRATEGIES)
+    parser = VerbParser(prog="vlmpeft plan")
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--allow_strategy", type=str | None, default=None)
+    parser.add_class_arguments(Planned, "model")
+    return parser
 
 
 def _about_the_plan(args: list[str]) -> list[str]:

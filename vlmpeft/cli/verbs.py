@@ -76,6 +76,46 @@ def estimate(
     show_estimate(run_args, wishes)
 
 
+# -- studies ---------------------------------------------------------------------------------------
+
+
+def sweep(
+    study: str,
+    out: str | None = None,
+    only: list[str] = [],  # noqa: B006  read only
+    seeds: str | None = None,
+    yes: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Run a study: every row of its file on every task, base and seed; what is finished is not run again.
+
+    Args:
+        study: a study file, or the name of one under configs/studies.
+        out: folder of its records; default results/NAME.
+        only: cells that are meant, as row=A,B task=T base=B group=G; globs are taken.
+        seeds: instead of those of the file, e.g. 0,1,2,3.
+        yes: go ahead with more than 500 runs.
+        dry_run: resolve every row, print runs, sizes, memory and hours, and run nothing.
+        json: print JSON and nothing else; of a dry run.
+    """
+    from vlmpeft.study.report.records import check_folder
+    from vlmpeft.study.rows import check_size, expand_rows
+    from vlmpeft.study.study_file import find_study, read_study_file
+
+    wishes = SimpleNamespace(**_given(locals()))
+    spec = read_study_file(find_study(study))
+    if not yes:
+        check_size(spec)
+    expand_rows(spec)
+    wishes.folder = Path(out) if out else Path("results") / spec.name
+    check_folder(wishes.folder, spec.name)
+    _declare()
+    from vlmpeft.cli.sweep import sweep_study
+
+    sweep_study(spec, wishes)
+
+
 # -- data ------------------------------------------------------------------------------------------
 
 
@@ -298,6 +338,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 VERBS = {
     "plan": Verb("plan", plan),
     "estimate": Verb("estimate", estimate),
+    "sweep": Verb("sweep", sweep, positional=("study",)),
     "merge": Verb("merge", merge, knobs="vlmpeft.merging.recipe.Recipe", check=_check_merge),
     "export": Verb("export", export),
     "chat": Verb("chat", chat),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.study.rows import StudyRow
 from vlmpeft.study.settings import as_arguments
-from vlmpeft.study.study_file import StudySpec
+from vlmpeft.study.spec import StudySpec
 
 
 class IllegalCell(UserError):

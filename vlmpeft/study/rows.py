@@ -11,7 +11,8 @@ from typing import Any
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.study.report.records import BASE_ROW
 from vlmpeft.study.settings import Settings, fill, fill_text, names_in
-from vlmpeft.study.study_file import Choice, RowPattern, StudySpec, Variables, check_name
+from vlmpeft.study.spec import Choice, RowPattern, StudySpec, Variables
+from vlmpeft.study.study_file import check_name
 
 MOST_RUNS = 500  # a larger study is probably a grid that got out of hand
 _Taken = dict[str, Choice]  # one choice of each variable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.runtime.records import read_items, read_record
+from vlmpeft.runtime.records import SCHEMA, read_items, read_record, write_json
 
 STUDY_FILE = "study.json"
 RUNS, SEARCH = "runs", "search"
@@ -263,6 +263,36 @@ def read_info(folder: Path) -> StudyInfo:
         raise UserError(
             f"study file {path} cannot be read: {error}; run the study again"
         ) from error
+
+
+def write_info(folder: Path, info: StudyInfo) -> None:
+    """Write `study.json`, as a whole.
+
+    Raises:
+        UserError: the folder is another study's, or cannot be written.
+    """
+    check_folder(folder, info.name)
+    write_json(folder / STUDY_FILE, {"schema": SCHEMA, **asdict(info)})
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Refuse the folder of another study, or of runs that no study made.
+
+    Raises:
+        UserError: it is one; where the folder should be there is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"results folder {folder} is a file; give another --out")
+    if (folder / STUDY_FILE).is_file():
+        other = read_info(folder).name
+        if other != name:
+            raise UserError(
+                f"results folder {folder} holds the records of study {other!r}, not of {name!r}; give another --out"
+            )
+    elif folder.is_dir() and next(folder.rglob("result.json"), None):
+        raise UserError(
+            f"results folder {folder} holds records and no {STUDY_FILE}, so no study made it; give another --out"
+        )
 
 
 def _info_of(name: str, runs: Iterable[Run]) -> StudyInfo:

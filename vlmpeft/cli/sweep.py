@@ -1,0 +1,39 @@
+"""`sweep`: a study, resolved as a whole before anything is run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from types import SimpleNamespace
+
+from vlmpeft.cli.run_resolver import RunResolver
+from vlmpeft.cli.sweep_tables import print_outline
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.visible import terminal_console
+from vlmpeft.study.outline import outline
+from vlmpeft.study.resolving import resolve_study
+from vlmpeft.study.selection import select
+from vlmpeft.study.spec import StudySpec
+
+
+def sweep_study(spec: StudySpec, wishes: SimpleNamespace) -> None:
+    """Run a study, or print what would be run.
+
+    Args:
+        spec: its file.
+        wishes: the options of the verb (see `verbs.sweep`), and the folder of its records.
+
+    Raises:
+        UserError: a cell that cannot be, or a name that is not there.
+    """
+    with contextlib.redirect_stdout(sys.stderr if wishes.json else sys.stdout):
+        study = resolve_study(spec, RunResolver())
+        cells = select(study, wishes.only, wishes.seeds)
+        if not wishes.dry_run:
+            raise UserError("sweep: only --dry_run=true")
+        found = outline(study, cells, wishes.folder)
+    if wishes.json:
+        print(json.dumps(found))  # noqa: T201
+    else:
+        print_outline(terminal_console(), found)
