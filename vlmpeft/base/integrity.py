@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+State = Mapping[str, str]
 
-def model_digest(model: nn.Module) -> str:
-    """A hash of every module, hook and tensor of a model: equal before a plan is attached and after it is detached.
 
-    Of a tensor: shape, dtype and the sum of its bits as integers. Any change of one weight changes it.
+def model_state(model: nn.Module) -> State:
+    """What a model is made of, by name: equal before a plan is attached and after it is detached.
+
+    Of a module: its class and how many hooks it has beside those that transformers itself puts there at a first forward. Of a tensor: dtype, shape and the sum of its bits as integers, which any change of
+    one weight changes.
     """
-    lines = []
+    state = {}
     for name, module in model.named_modules():
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        lines.append(f"{name} {type(module).__name__} {hooks}")
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        ours = [hook for hook in hooks if not _module_of(hook).startswith("transformers.")]
+        state[f"module {name}"] = f"{type(module).__name__} with {len(ours)} hooks"
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_bit_sum(tensor)}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+        state[name] = f"{tensor.dtype} {tuple(tensor.shape)} {_bit_sum(tensor)}"
+    return state
+
+
+def changes(before: State, after: State) -> list[str]:
+    """`name: before -> after` of everything that differs."""
+    names = [n for n in dict.fromkeys((*before, *after)) if before.get(n) != after.get(n)]
+    return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
+
+
+def _module_of(hook: Any) -> str:
+    return str(getattr(getattr(hook, "func", hook), "__module__", ""))
 
 
 def _bit_sum(tensor: Tensor) -> int:

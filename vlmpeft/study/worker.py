@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vlmpeft.base.integrity import model_digest
+from vlmpeft.base.integrity import State, changes, model_state
 from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.runtime.records import read_json_or_none, write_items, write_json
@@ -38,8 +38,8 @@ class Worker:
 
     def __init__(self, open_run: OpenRun):
         self._open = open_run
-        self._base: tuple[BaseSpec, tuple[Any, ...], str] | None = (
-            None  # spec, what was loaded, digest
+        self._base: tuple[BaseSpec, tuple[Any, ...], State] | None = (
+            None  # spec, what was loaded, its state
         )
         self._data: dict[str, VLMData] = {}
         self._kept: dict[str, KeptOutputs] = {}
@@ -109,15 +109,15 @@ class Worker:
             return
         if module.is_attached:
             module.attached.detach()
-        found = model_digest(module.model)
+        found = model_state(module.model)
         if self._base is None:
             loaded = (module.model, module.processor, module.components)
             self._base = (module.base, loaded, found)
-        elif found != self._base[2]:
+        elif changed := changes(self._base[2], found):
             self._forget()
             raise RuntimeError(
-                f"run {run.run_dir.name} left the base changed: {type(module.plan).__name__} {module.plan} was not "
-                "detached exactly; no other run is made on it"
+                f"run {run.run_dir} left the base changed in {len(changed)} places, first {changed[0]}; the base is loaded "
+                "again for the next run"
             )
 
     def _forget(self) -> None:
