@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vlmpeft.cli.config_files import run_arguments
 from vlmpeft.cli.run_parser import PlanCLI
@@ -30,7 +31,7 @@ class RunOpener:
 
     def __call__(self, args: Sequence[str], folder: Path) -> FitRun:
         cli = PlanCLI("fit", [*run_arguments(list(args)), f"--resume={folder}"])
-        trainer = cli.trainer
+        trainer: Any = cli.trainer
         kept = [c for c in trainer.callbacks if not isinstance(c, FitProgress)]
         trainer.callbacks = [*kept, *self.callbacks]
         return cli.fit_run()

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 from vlmpeft.cli.run_resolver import RunResolver
 from vlmpeft.cli.sweep_tables import print_outline
-from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.study.outline import outline
 from vlmpeft.study.resolving import resolve_study
@@ -31,7 +30,10 @@ def sweep_study(spec: StudySpec, wishes: SimpleNamespace) -> None:
         study = resolve_study(spec, RunResolver())
         cells = select(study, wishes.only, wishes.seeds)
         if not wishes.dry_run:
-            raise UserError("sweep: only --dry_run=true")
+            from vlmpeft.cli.sweep_run import run_sweep
+
+            run_sweep(study, cells, wishes)
+            return
         found = outline(study, cells, wishes.folder)
     if wishes.json:
         print(json.dumps(found))  # noqa: T201

@@ -84,6 +84,10 @@ def sweep(
     out: str | None = None,
     only: list[str] = [],  # noqa: B006  read only
     seeds: str | None = None,
+    jobs: int = 1,
+    shard: str | None = None,
+    redo: bool = False,
+    accept: list[str] = [],  # noqa: B006  read only
     yes: bool = False,
     dry_run: bool = False,
     json: bool = False,
@@ -95,6 +99,11 @@ def sweep(
         out: folder of its records; default results/NAME.
         only: cells that are meant, as row=A,B task=T base=B group=G; globs are taken.
         seeds: instead of those of the file, e.g. 0,1,2,3.
+        jobs: processes that share the runs, each with its share of the cores or a GPU of its own. The same command may also be
+            given in any number of terminals or jobs of a cluster that see the same folder.
+        shard: K/N makes only every N-th row, beginning with the K-th.
+        redo: make finished runs of other settings than the file's again; without it they are refused.
+        accept: keys in which a finished record may differ, e.g. data.train.
         yes: go ahead with more than 500 runs.
         dry_run: resolve every row, print runs, sizes, memory and hours, and run nothing.
         json: print JSON and nothing else; of a dry run.

@@ -24,9 +24,7 @@ POLL_SECONDS = 1.0
 class View(Protocol):
     """What a study shows while it runs."""
 
-    def started(self, run: PlannedRun, steps: int) -> None: ...
-    def finished(self, run: PlannedRun, record: dict[str, Any]) -> None: ...
-    def failed(self, run: PlannedRun, error: str) -> None: ...
+    def started(self, run: PlannedRun) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -177,7 +175,7 @@ class Runner:
         } | labels
         try:
             fit = self.worker.prepare(run.args, self.folder / run.name)
-            self.view.started(run, int(fit.config["trainer"]["max_steps"]))
+            self.view.started(run)
             record = self.worker.make(fit, labels)
         except Interrupted:
             raise
@@ -185,7 +183,6 @@ class Runner:
             self._record_failure(run, labels, error)
             return
         self.outcome.made.append(run.name)
-        self.view.finished(run, record)
         base = self.folder / RUNS / run.cell.base / run.cell.task / BASE_ROW
         if not run.is_search and not (base / "result.json").is_file():
             write_base_record(base, fit, record)
@@ -199,4 +196,3 @@ class Runner:
             path, {"schema": 1, "status": "failed", "error": line, "args": run.args} | labels
         )
         self.outcome.failed.append(run.name)
-        self.view.failed(run, line)

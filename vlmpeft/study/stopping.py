@@ -61,7 +61,7 @@ class Stop(pl.Callback):
             _save(trainer)
             raise Interrupted(GO_ON)
 
-    def on_exception(self, *args: Any) -> None:
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
         self._is_training = False
 
 

@@ -1,0 +1,205 @@
+"""Runs a study that is resolved: in this process, or in several that share its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from vlmpeft.cli.study_runs import RunOpener
+from vlmpeft.cli.sweep_view import SweepView, summary
+from vlmpeft.runtime.errors import GateFailed, Interrupted, UserError
+from vlmpeft.study.cells import Cell
+from vlmpeft.study.info import study_info
+from vlmpeft.study.outline import search_runs
+from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs
+from vlmpeft.study.records_on_disk import Accept
+from vlmpeft.study.report.records import write_info
+from vlmpeft.study.resolving import ResolvedCell, ResolvedStudy
+from vlmpeft.study.runner import Runner, SearchRuns
+from vlmpeft.study.stopping import GO_ON, Stop
+from vlmpeft.study.watch import StudyWatch
+from vlmpeft.study.worker import Worker
+
+import lightning.pytorch as pl  # isort: skip  after vlmpeft.study.worker
+
+WORKER = "VLMPEFT_SWEEP_WORKER"  # set for the processes that --jobs starts: they show nothing
+
+
+def run_sweep(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: SimpleNamespace) -> None:
+    """Make what is missing of a study.
+
+    Args:
+        study: resolved.
+        cells: those that are meant.
+        wishes: the options of the verb.
+
+    Raises:
+        UserError: a folder that cannot be written, a finished record of other settings.
+        Interrupted: a signal; the same command goes on.
+        GateFailed: some run failed.
+    """
+    folder: Path = wishes.folder
+    legal = [one for one in cells if not one.cell.illegal]
+    seeds = sorted({seed for one in cells for seed in one.cell.seeds})
+    write_info(folder, study_info(study, seeds))
+    mine = _shard(legal, wishes.shard)
+    watch = StudyWatch(folder, [run.name for one in legal for run in _runs(one, study)])
+    view = SweepView(study.spec.title, watch)
+    if WORKER in os.environ:
+        _work(study, mine, wishes, view)
+        return
+    with view:
+        if wishes.jobs > 1:
+            _start_workers(wishes, view)
+        else:
+            _work(study, mine, wishes, view)
+    progress = watch.look()
+    view.note(f"{folder}: {summary(progress)}")
+    if progress.failed:
+        raise GateFailed(
+            f"{len(progress.failed)} run(s) failed, e.g. {progress.failed[0].name}: {progress.failed[0].error}; the same "
+            "command tries them again"
+        )
+
+
+def _runs(one: ResolvedCell, study: ResolvedStudy) -> list[PlannedRun]:
+    return [*search_runs(one, study.spec.search), *reported_runs(one.cell)]
+
+
+def _shard(cells: Sequence[ResolvedCell], shard: str | None) -> list[ResolvedCell]:
+    """Every n-th cell, beginning with the k-th, of a shard K/N; all of them without one."""
+    if shard is None:
+        return list(cells)
+    k, _, n = shard.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise UserError(f"--shard {shard}: give K/N with 1 <= K <= N, e.g. 3/8")
+    return list(cells)[int(k) - 1 :: int(n)]
+
+
+# -- in this process -------------------------------------------------------------------------------
+
+
+def _work(
+    study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: SimpleNamespace, view: SweepView
+) -> None:
+    stop = Stop()
+    worker = Worker(RunOpener([stop, _Steps(view)]))
+    candidates = {(c.cell.base, c.cell.task, c.cell.row): c.candidates for c in cells}
+    search = study.spec.search
+
+    def candidates_of(cell: Cell) -> Sequence[Candidate]:
+        return candidates[cell.base, cell.task, cell.row]
+
+    runner = Runner(
+        study.spec.name,
+        wishes.folder,
+        [one.cell for one in cells],
+        worker,
+        SearchRuns(candidates_of, search.seeds, search.steps, search.on) if search else None,
+        Accept(wishes.redo, tuple(wishes.accept)),
+        view,
+    )
+    with stop.handled():
+        runner.run()
+
+
+class _Steps(pl.Callback):
+    """Tells the view of each optimizer step."""
+
+    def __init__(self, view: SweepView):
+        self.view = view
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+        self.view.stepped(trainer.global_step, int(trainer.estimated_stepping_batches), loss)
+
+
+# -- in several processes --------------------------------------------------------------------------
+
+
+def _start_workers(wishes: SimpleNamespace, view: SweepView) -> None:
+    """The same command in `jobs` processes, each with its share of the cores and a GPU of its own.
+
+    Raises:
+        Interrupted: a signal; the processes were told and have ended.
+        UserError: one of them ended with an error.
+    """
+    workers = [_start_worker(number, wishes) for number in range(wishes.jobs)]
+    asked: list[int] = []
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+    before = {n: signal.signal(n, lambda number, _: asked.append(number)) for n in numbers}
+    told = 0
+    try:
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(0.2)
+            for number in asked[told:]:
+                _tell_all(workers, number)
+            told = len(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _tell_all(workers, signal.SIGTERM)
+    if asked:
+        raise Interrupted(GO_ON)
+    for number, worker in enumerate(workers):
+        if worker.returncode not in (0, None):
+            log = _log(wishes.folder, number).read_text(errors="replace").strip().splitlines()
+            raise UserError(
+                f"worker {number} ended with {worker.returncode}: {log[-1] if log else '-'}"
+            )
+
+
+def _log(folder: Path, number: int) -> Path:
+    return folder / "claims" / f"worker-{number}.log"
+
+
+def _start_worker(number: int, wishes: SimpleNamespace) -> subprocess.Popen:
+    environment = os.environ | {WORKER: str(number)}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wishes.jobs)))
+    if gpus := _gpus():
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    path = _log(wishes.folder, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vlmpeft", "sweep", *_words(wishes)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches them through this process, once
+        )
+
+
+def _words(wishes: SimpleNamespace) -> list[str]:
+    """The command of a worker: this one's, for one process."""
+    words = [wishes.study, "--out", str(wishes.folder), "--yes=true", f"--redo={wishes.redo}"]
+    if wishes.only:
+        words += ["--only", *wishes.only]
+    if wishes.accept:
+        words += ["--accept", *wishes.accept]
+    for name in ("seeds", "shard"):
+        if (value := getattr(wishes, name)) is not None:
+            words += [f"--{name}", value]
+    return words
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given:
+        return given.split(",")
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _tell_all(workers: Sequence[subprocess.Popen], number: int) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)
