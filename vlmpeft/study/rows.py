@@ -153,8 +153,8 @@ def _row(spec: StudySpec, pattern: RowPattern, combination: tuple[_Taken, ...]) 
         title=fill_text(title, labels, f"{place}.title"),
         group=fill_text(pattern.group, labels, f"{place}.group") if pattern.group else None,
         variables=labels,
-        settings=fill(spec.settings, values, "set")
-        | fill(pattern.settings, values, f"{place}.set"),
+        common=fill(spec.settings, values, "set"),
+        settings=fill(pattern.settings, values, f"{place}.set"),
         tasks=pattern.tasks or tuple(spec.tasks),
         seeds=pattern.seeds or spec.seeds,
         search=pattern.search,
