@@ -12,7 +12,11 @@ from vlmpeft.runtime.errors import UserError
 from ..conftest import ROOT, llava, vlmpeft, write_json
 from ..strategies.test_plan import llava_7b_config
 
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name != "studies"
+)
 
 
 def run(capsys, *args):

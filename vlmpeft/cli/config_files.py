@@ -27,13 +27,19 @@ def find_config(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     for place in dict.fromkeys((Path("configs").resolve(), shipped_configs_dir().resolve())):
-        found = sorted(place.rglob(Path(name).name)) if place.is_dir() else []
+        found = _configs_in(place, Path(name).name)
         if len(found) > 1:
             raise UserError(f"config {name} is ambiguous: {', '.join(str(path) for path in found)}")
         if found:
             return found[0]
-    known = {path.name for path in shipped_configs_dir().rglob("*.yaml")}
+    known = {path.name for path in _configs_in(shipped_configs_dir(), "*.yaml")}
     raise UserError(f"config {name} does not exist.{did_you_mean(name, known)}")
+
+
+def _configs_in(place: Path, pattern: str) -> list[Path]:
+    """The configs in a folder and below, without studies, of which each stands for many runs."""
+    found = sorted(place.rglob(pattern)) if place.is_dir() else []
+    return [path for path in found if "studies" not in path.relative_to(place).parts[:-1]]
 
 
 def with_found_configs(args: list[str]) -> list[str]:

@@ -13,7 +13,6 @@ from vlmpeft.strategies import (
     PrefixTuning,
     PromptTuning,
     Strategy,
-    VeRA,
 )
 
 
@@ -31,7 +30,7 @@ class Knob:
 
 
 def knob_of(strategy: Strategy) -> Knob | None:
-    """The knob of a strategy; None if its size is given by the base."""
+    """The knob of a strategy; None if its size is the base's to say, as VeRA's nearly is: d_out + r a target."""
     return next((knob for kind, knob in _KNOBS if isinstance(strategy, kind)), None)
 
 
@@ -54,7 +53,6 @@ def _bottleneck(one: BottleneckAdapter, width: int) -> BottleneckAdapter:
 _KNOBS = (
     (LoRA, Knob("r", _lora)),  # and DoRA
     (AdaLoRA, Knob("init_r", _adalora)),
-    (VeRA, Knob("r", lambda one, r: replace(one, r=r))),
     (BottleneckAdapter, Knob("width", _bottleneck)),
     (PromptTuning, Knob("n", lambda one, n: replace(one, n=n))),
     (PrefixTuning, Knob("n", lambda one, n: replace(one, n=n))),

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from vlmpeft.strategies import Strategy
-from vlmpeft.strategies.plan import Plan
+from vlmpeft.strategies.plan import Plan, Strategies
 from vlmpeft.study.settings import Settings
 
 
@@ -18,12 +18,12 @@ def with_strategies(plan: Plan, changed: Callable[[str, int, Strategy], Strategy
         plan: as it is.
         changed: (component, place in its list, strategy) -> strategy.
     """
-    return Plan(
-        **{
-            part.name: [changed(part.name, n, one) for n, one in enumerate(plan.of(part.name))]
-            for part in fields(plan)
-        }
-    )
+
+    def of(component: str) -> Strategies:
+        found = [changed(component, n, one) for n, one in enumerate(plan.of(component))]
+        return found if isinstance(getattr(plan, component), list) else found[0]
+
+    return Plan(**{part.name: of(part.name) for part in fields(plan)})
 
 
 def difference(before: Plan, after: Plan) -> dict[str, Any]:

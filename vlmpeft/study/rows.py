@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -100,8 +100,10 @@ def _rows_of(spec: StudySpec, pattern: RowPattern) -> Iterator[StudyRow]:
         )
     _check_effect(spec, pattern)
     axes = [*_axes(pattern.grid, pattern.zip), *_axes(spec.grid, spec.zip)]
+    name, title = _named(pattern.name, axes, "-"), pattern.title
+    told = replace(pattern, name=name, title=title and _named(title, axes, ", "))
     for combination in itertools.product(*axes):
-        yield _row(spec, pattern, combination)
+        yield _row(spec, told, combination)
 
 
 def _check_effect(spec: StudySpec, pattern: RowPattern) -> None:
@@ -146,15 +148,13 @@ def _row(spec: StudySpec, pattern: RowPattern, combination: tuple[_Taken, ...]) 
     taken = {name: choice for axis in combination for name, choice in axis.items()}
     labels = {name: choice.label for name, choice in taken.items()}
     values = {name: choice.value for name, choice in taken.items()}
-    name = _named(pattern.name, combination, "-")
-    title = _named(pattern.title, combination, ", ") if pattern.title else name
     return StudyRow(
-        name=check_name(fill_text(name, labels, place), "row"),
-        title=fill_text(title, labels, f"{place}.title"),
+        name=check_name(fill_text(pattern.name, labels, place), "row"),
+        title=fill_text(pattern.title or pattern.name, labels, f"{place}.title"),
         group=fill_text(pattern.group, labels, f"{place}.group") if pattern.group else None,
         variables=labels,
-        settings=fill(spec.settings, values, "set")
-        | fill(pattern.settings, values, f"{place}.set"),
+        common=fill(spec.settings, values, "set"),
+        settings=fill(pattern.settings, values, f"{place}.set"),
         tasks=pattern.tasks or tuple(spec.tasks),
         seeds=pattern.seeds or spec.seeds,
         search=pattern.search,
@@ -162,11 +162,11 @@ def _row(spec: StudySpec, pattern: RowPattern, combination: tuple[_Taken, ...]) 
     )
 
 
-def _named(text: str, combination: tuple[_Taken, ...], separator: str) -> str:
+def _named(text: str, axes: list[list[_Taken]], separator: str) -> str:
     """A pattern with the variables that it does not name itself at its end; of a zip one is enough."""
-    for axis in combination:
-        if not names_in(text) & {*axis}:
-            text += f"{separator}{{{next(iter(axis))}}}"
+    for axis in axes:
+        if len(axis) > 1 and not names_in(text) & {*axis[0]}:
+            text += f"{separator}{{{next(iter(axis[0]))}}}"
     return text
 
 
