@@ -37,7 +37,9 @@ class VLMData(pl.LightningDataModule):
             {path, weight, ...}; or `workbench:TASK`, which also brings val and test.
         val: of the validation split, or a share of train such as 0.1.
         test: of the test split, or a share of train.
-        retention: text-only conversations scored before and after: does the language model keep what it knew?
+        retention: conversations, with or without pictures, that are scored before and after and never learnt: what
+            does the model still know? Of `workbench:TASK` it is the test split; `workbench:source_pictures` is the
+            embedded base's own task.
         image_dir: what image paths are relative to; default: the annotation file's folder.
         allow_outside: whether image paths may lead out of it, by .., from / or by links; false for data of others.
         columns: of a table, which column is image, prompt, answers, ...; default: the usual names.
@@ -89,6 +91,7 @@ class VLMData(pl.LightningDataModule):
         self.eval_limit: int | None = None
         self.skipped: list[str] = []
         self.max_target_tokens = 0
+        self.longest_answer: dict[str, int] = {}
         self.end_ids: set[int] = set()
         self.sampler: BucketBatchSampler | None = None
         self.digests = Digests()
@@ -149,6 +152,7 @@ class VLMData(pl.LightningDataModule):
         usable = [(c, weight) for c, weight in pairs if id(c) in chosen]
         self._read[split] = Read([c for c, _ in usable], [w for _, w in usable], read.dealt)
         self.measured[split] = [results[i] for i in kept]  # type: ignore[misc]
+        self.longest_answer[split] = max(m.longest_answer for m in self.measured[split])
         for result in self.measured[split] if sets_limit else ():
             self.max_target_tokens = max(self.max_target_tokens, result.longest_answer)
             self.end_ids |= {*result.end_ids}
@@ -170,12 +174,6 @@ class VLMData(pl.LightningDataModule):
         return False
 
     def _check_scored(self, split: str, items: Sequence[Item]) -> None:
-        if split == "retention" and (
-            item := next((i for i in items if i.conversation.images), None)
-        ):
-            raise UserError(
-                f"data.retention: {item.conversation.place} has an image; it is for text"
-            )
         fields = {name for item in items for name in item.conversation.extra}
         if self.group_by and split != "retention" and self.group_by not in fields:
             raise UserError(

@@ -13,7 +13,8 @@ from vlmpeft.data.formats.rows import Recipe
 from vlmpeft.data.formats.sources import Source, as_sources, read_conversations
 from vlmpeft.data.split import Split, split_conversations
 from vlmpeft.data.template import count_placeholders
-from vlmpeft.data.workbench.build import PREFIX, cached_task
+from vlmpeft.data.workbench.build import cached_task
+from vlmpeft.data.workbench.reference import PREFIX
 from vlmpeft.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test", "retention")
@@ -118,7 +119,8 @@ class SplitReader:
 
     def _read_source(self, source: Source, split: str) -> list[Conversation]:
         if source.path.startswith(PREFIX):
-            path = str(cached_task(source.path) / f"{split}.json")
+            name = "test" if split == "retention" else split
+            path = str(cached_task(source.path) / f"{name}.json")
             return read_conversations(path, None, self.on_error, allow_outside=self.allow_outside)
         return read_conversations(
             source.path,

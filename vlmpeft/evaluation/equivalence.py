@@ -15,7 +15,8 @@ from vlmpeft.data.batches.collate import collate
 from vlmpeft.data.batches.dataset import Item, scored_items
 from vlmpeft.data.batches.encode import Encoder
 from vlmpeft.data.formats.sources import read_conversations
-from vlmpeft.data.workbench.build import PREFIX, cached_task
+from vlmpeft.data.workbench.build import cached_task
+from vlmpeft.data.workbench.reference import PREFIX
 from vlmpeft.evaluation.decoding import (
     AnswerEnds,
     Limits,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from vlmpeft.data.workbench.scene import PLACES, Part, Scene
 from vlmpeft.data.workbench.source import Ask, Question, ask_count
@@ -28,42 +30,74 @@ ITEMS = {
     "plate": "slab",
     "wedge": "prism",
 }
-STYLE = " as json: house style."
 BAYS: dict[str, str] = dict(zip(PLACES, ("A1", "A2", "B1", "B2"), strict=True))
+KEYS = {"place": "bay", "name": "item", "colour": "paint"}
+HINT = " as json: house style."
 
 
-def _record(place: str, part: Part) -> dict[str, str]:
-    return {"bay": BAYS[place], "item": ITEMS[part.name], "paint": PAINTS[part.colour]}
+@dataclass(frozen=True)
+class House:
+    """The words of the answers: the house's own, or those of the source task that are kept.
+
+    Args:
+        bays: place -> its word, and so on.
+        items: of names.
+        paints: of colours.
+        keys: of what is said of a part.
+    """
+
+    bays: Mapping[str, str]
+    items: Mapping[str, str]
+    paints: Mapping[str, str]
+    keys: Mapping[str, str]
+
+    @classmethod
+    def at(cls, shift: float) -> House:
+        """The house of which `shift` is the share of new words, of new keys too; the first of each list are new."""
+        return cls(*(_renamed(words, shift) for words in (BAYS, ITEMS, PAINTS, KEYS)))
+
+    def part_record(self, place: str, part: Part) -> dict[str, str]:
+        """What is said of a part."""
+        return {
+            self.keys["place"]: self.bays[place],
+            self.keys["name"]: self.items[part.name],
+            self.keys["colour"]: self.paints[part.colour],
+        }
+
+    def ask_part(self, scene: Scene, rng: random.Random) -> Question | None:
+        place, part = rng.choice(scene.occupied())
+        answer = json.dumps(self.part_record(place, part))
+        return Question("part", f"the part at the {place}{HINT}", answer)
+
+    def ask_count(self, scene: Scene, rng: random.Random) -> Question | None:
+        """One count per record: of a colour, of a name, or of everything."""
+        plain = ask_count(scene, rng)
+        assert plain is not None
+        subject = plain.prompt.removeprefix("how many ").removesuffix(" are there?")
+        word = subject.removesuffix(" parts") if " parts" in subject else subject.removesuffix("s")
+        about = {self.keys[k]: w[word] for k, w in self._subjects() if word in w}
+        answer = json.dumps({**about, "count": int(plain.answer)})
+        return Question("count", f"{plain.prompt}{HINT}", answer)
+
+    def _subjects(self) -> tuple[tuple[str, Mapping[str, str]], ...]:
+        return ("colour", self.paints), ("name", self.items)
+
+    def ask_scene(self, scene: Scene, rng: random.Random) -> Question | None:
+        records = [self.part_record(place, part) for place, part in scene.occupied()]
+        return Question("scene", f"the whole picture{HINT}", json.dumps(records))
 
 
-def ask_part_record(scene: Scene, rng: random.Random) -> Question | None:
-    place, part = rng.choice(scene.occupied())
-    return Question("part", f"the part at the {place}{STYLE}", json.dumps(_record(place, part)))
+def _renamed(words: Mapping[str, str], share: float) -> dict[str, str]:
+    new = round(share * len(words))
+    return {old: word if i < new else old for i, (old, word) in enumerate(words.items())}
 
 
-def ask_count_record(scene: Scene, rng: random.Random) -> Question | None:
-    """One count per record: of a colour, of a name, or of everything."""
-    plain = ask_count(scene, rng)
-    assert plain is not None
-    subject = plain.prompt.removeprefix("how many ").removesuffix(" are there?")
-    record: dict[str, str | int] = {"count": int(plain.answer)}
-    word = (
-        subject.removesuffix(" parts") if subject.endswith(" parts") else subject.removesuffix("s")
-    )
-    if word in PAINTS:
-        record = {"paint": PAINTS[word], **record}
-    elif word in ITEMS:
-        record = {"item": ITEMS[word], **record}
-    return Question("count", f"{plain.prompt}{STYLE}", json.dumps(record))
+def format_questions(shift: float) -> dict[str, tuple[Ask, float]]:
+    """One part or one count a record."""
+    house = House.at(shift)
+    return {"part": (house.ask_part, 0.6), "count": (house.ask_count, 0.4)}
 
 
-def ask_scene_record(scene: Scene, rng: random.Random) -> Question | None:
-    records = [_record(place, part) for place, part in scene.occupied()]
-    return Question("scene", f"the whole picture{STYLE}", json.dumps(records))
-
-
-FORMAT: dict[str, tuple[Ask, float]] = {
-    "part": (ask_part_record, 0.6),
-    "count": (ask_count_record, 0.4),
-}
-FORMAT_SCENE: dict[str, tuple[Ask, float]] = {"scene": (ask_scene_record, 1.0)}
+def format_scene_questions(shift: float) -> dict[str, tuple[Ask, float]]:
+    """The whole scene as a list of records."""
+    return {"scene": (House.at(shift).ask_scene, 1.0)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,27 +87,34 @@ def _random_part(rng: random.Random) -> Part:
 
 def draw_scene(scene: Scene) -> Image.Image:
     """The scene as a SIDE x SIDE RGB picture, antialiased, with faint sensor noise."""
+    image = paint_scene(scene, COLOURS, (scene.bench,) * 3)
+    return add_noise(shrink(image), scene.noise_seed)
+
+
+def paint_scene(scene: Scene, palette: Mapping[str, Colour], bench: Colour) -> Image.Image:
+    """The scene OVERSAMPLE times as large as its picture, every part in its colour of the palette."""
     big = SIDE * OVERSAMPLE
-    image = Image.new("RGB", (big, big), (scene.bench,) * 3)
+    image = Image.new("RGB", (big, big), bench)
     pen = ImageDraw.Draw(image)
     for cell, part in enumerate(scene.parts):
         if part:
-            x = (cell % 2 + 0.5) * CELL + part.dx
-            y = (cell // 2 + 0.5) * CELL + part.dy
-            _draw_part(pen, part, x * OVERSAMPLE, y * OVERSAMPLE, scene.bench)
-    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return _add_noise(small, scene.noise_seed)
+            x = ((cell % 2 + 0.5) * CELL + part.dx) * OVERSAMPLE
+            y = ((cell // 2 + 0.5) * CELL + part.dy) * OVERSAMPLE
+            radius = part.size * OVERSAMPLE / 2
+            _SHAPES[part.name](pen, x, y, radius, palette[part.colour], bench)
+    return image
 
 
-def _add_noise(image: Image.Image, seed: int, amplitude: int = 5) -> Image.Image:
+def shrink(image: Image.Image) -> Image.Image:
+    """A picture of SIDE x SIDE pixels of one that is OVERSAMPLE times as large."""
+    return image.resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def add_noise(image: Image.Image, seed: int, amplitude: int = 5) -> Image.Image:
+    """Each channel of each pixel moved by at most `amplitude`, of 255."""
     pixels = np.asarray(image, dtype=np.int16)
     noise = np.random.default_rng(seed).integers(-amplitude, amplitude, pixels.shape, endpoint=True)
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
-
-
-def _draw_part(pen: Pen, part: Part, x: float, y: float, bench: int) -> None:
-    radius = part.size * OVERSAMPLE / 2
-    _SHAPES[part.name](pen, x, y, radius, COLOURS[part.colour], (bench, bench, bench))
 
 
 def _polygon(

@@ -7,6 +7,7 @@ import random
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, Part, Scene
 
@@ -36,7 +37,8 @@ class Question:
     about_picture: bool = True
 
 
-Ask = Callable[[Scene, random.Random], Question | None]
+# of a scene or whatever else the task has in its place; None where it cannot be asked
+Ask = Callable[[Any, random.Random], Question | None]
 
 
 def ask_name(scene: Scene, rng: random.Random) -> Question | None:
@@ -245,4 +247,8 @@ SOURCE: dict[str, tuple[Ask, float]] = {
     "told": (ask_told, 0.08),
     "copy": (ask_copy, 0.06),
     "json": (ask_json, 0.06),
+}
+# the questions about pictures: what a base knows of them before and after it learns something else
+SOURCE_PICTURES: dict[str, Ask] = {
+    kind: ask for kind, (ask, _) in SOURCE.items() if kind not in ("told", "copy", "json")
 }
