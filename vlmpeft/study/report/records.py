@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,16 +102,24 @@ class Run:
 
     @property
     def task(self) -> str:
-        return str(self.record.get("task"))
+        return str(self.record.get("task") or self._configured("data", "train"))
 
     @property
     def base(self) -> str:
         base = self.record.get("base") or {}
-        return str(self.record.get("base_name") or base.get("id"))
+        name = self.record.get("base_name") or base.get("id")
+        return str(name or self._configured("model", "base", "path"))
 
     @property
     def seed(self) -> int | None:
-        return self.record.get("seed")
+        return self.record.get("seed", self._configured("seed_everything"))
+
+    def _configured(self, *path: str) -> Any:
+        """What the config says, which is all that a failed `fit` leaves."""
+        value: Any = self.record.get("config")
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
     @property
     def is_done(self) -> bool:
@@ -158,16 +169,32 @@ def read_scores(path: Path, cluster: str = "image") -> Items:
         UserError: it is not there, or damaged.
     """
     try:
-        items = sorted(read_items(path), key=lambda item: str(item["id"]))
+        items = sorted(_read_scored(path), key=lambda item: str(item["id"]))
         names = dict.fromkeys(name for item in items for name in item["scores"])
         scores = {n: np.array([i["scores"].get(n, np.nan) for i in items], float) for n in names}
         ids = tuple(str(item["id"]) for item in items)
         clusters = tuple(_cluster(item, cluster) for item in items)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"items {path} cannot be read: {error}; remove the run's folder and run the study again"
         ) from error
     return Items(ids, clusters, scores, tuple(item.get("fields") or {} for item in items))
+
+
+# the texts and the probabilities of a line, which no score needs; reading them takes most of the time
+_TEXTS = re.compile(rb', "prompt": .*, "scores": ')
+
+
+def _read_scored(path: Path) -> list[dict[str, Any]]:
+    """Items with id, fields, image and scores; where a field is called as a text, whole ones.
+
+    Cutting at a name inside `fields` or `scores` leaves unequal braces, so it is never JSON.
+    """
+    lines = gzip.decompress(path.read_bytes()).strip()
+    try:
+        return json.loads(b"[%b]" % _TEXTS.sub(b', "scores": ', lines).replace(b"\n", b","))
+    except ValueError:
+        return read_items(path)
 
 
 def _cluster(item: Mapping[str, Any], by: str) -> str:
@@ -225,7 +252,7 @@ def read_study(folder: Path | str) -> Study:
         raise UserError(
             f"study {folder} has no record yet; python -m vlmpeft sweep STUDY.yaml makes them"
         )
-    info = read_info(folder) if (folder / STUDY_FILE).is_file() else _info_of(folder.name, done)
+    info = read_info(folder) if (folder / STUDY_FILE).is_file() else _info_of(folder.name, runs)
     failed = tuple(run for run in runs if not run.is_done)
     return Study(
         folder, info, done, failed, tuple(damaged), tuple(r for r in searched if r.is_done)

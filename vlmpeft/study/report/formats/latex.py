@@ -1,0 +1,109 @@
+r"""LaTeX with booktabs, to be \input: what a table needs is in its first line."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+from vlmpeft.runtime.visible import visible
+from vlmpeft.study.report.document import Heading, Listing, Paragraph, Part
+from vlmpeft.study.report.table import NOTHING, Cell, Table
+
+PREAMBLE = r"% needs \usepackage[T1]{fontenc}, \usepackage{booktabs} and \usepackage{graphicx}"
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "[": "{[}", "]": "{]}",  # else an option of the \\ before it
+    "\N{DAGGER}": r"\textdagger{}",
+}  # fmt: skip
+# wide tables shrink to the width of the line, others stay as they are
+_SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
+
+def latex(parts: Iterable[Part]) -> str:
+    """The parts as LaTeX."""
+    lines = (line for part in parts for line in (*_lines(part), ""))
+    return "\n".join([PREAMBLE, *lines]).rstrip() + "\n"
+
+
+def escaped(text: str) -> str:
+    r"""Text on one line that LaTeX sets as it is; a sign before a number is a minus.
+
+    >>> escaped("50% of a_b & {c} \\ +- -2.5")
+    '50\\% of a\\_b \\& \\{c\\} \\textbackslash{} $\\pm$ $-$2.5'
+    """
+    text = visible(" ".join(text.split()))
+    text = "".join(_SPECIAL.get(character) or _letter(character) for character in text)
+    text = re.sub(r"(?<![\w.}])-(?=\d)", "$-$", text)
+    return re.sub(r"(?<!\S)\+-(?!\S)", r"$\\pm$", text)
+
+
+def _letter(character: str) -> str:
+    """A character that every LaTeX sets, others by their number."""
+    plain = unicodedata.normalize("NFD", character)[0]
+    return character if plain.isascii() and character <= "\xff" else f"{{[}}U+{ord(character):04X}{{]}}"  # fmt: skip
+
+
+def _lines(part: Part) -> Iterator[str]:
+    match part:
+        case Heading():
+            yield rf"\subsection*{{{escaped(part.text)}}}"
+        case Paragraph():
+            yield escaped(part.text) + r"\par"
+        case Listing():
+            yield r"{\footnotesize\ttfamily\raggedright"
+            yield from (f"{_indented(line)}\\par" for line in part.text.splitlines())
+            yield "}"
+        case Table():
+            yield from _table_lines(part)
+
+
+def _indented(line: str) -> str:
+    spaces = len(line) - len(line.lstrip())
+    return r"\noindent" + rf"\hspace*{{{spaces / 2:g}em}}" + escaped(line)
+
+
+def _table_lines(table: Table) -> Iterator[str]:
+    yield from (r"\begin{table}[htbp]", r"\centering", rf"\caption{{{escaped(table.caption)}}}")
+    yield from (rf"\label{{{table.label}}}", _SHRINK)
+    yield rf"\begin{{tabular}}{{{''.join('l' if c.is_text else 'r' for c in table.columns)}}}"
+    yield from (r"\toprule", *_headings(table), r"\midrule", *_body(table), r"\bottomrule")
+    yield from (r"\end{tabular}}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize")
+    for why, letter in table.footnotes.items():
+        yield rf"\textsuperscript{{{letter}}} {escaped(why)}\par"
+    yield from (rf"{escaped(note)}\par" for note in table.notes)
+    yield from (r"\end{minipage}", r"\end{table}")
+
+
+def _headings(table: Table) -> Iterator[str]:
+    for spans in table.headings():
+        cells, rules, first = [], [], 1
+        for title, width in spans:
+            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{escaped(title)}}}")
+            rules += [rf"\cmidrule(lr){{{first}-{first + width - 1}}}"] if title else []
+            first += width
+        yield f"{' & '.join(cells)} \\\\ {''.join(rules)}"
+    heads = (
+        escaped(column.title) if column.is_text else rf"\multicolumn{{1}}{{r}}{{{escaped(column.title)}}}"
+        for column in table.columns
+    )  # fmt: skip
+    yield f"{' & '.join(heads)} \\\\"
+
+
+def _body(table: Table) -> Iterator[str]:
+    letters = table.footnotes
+    for number, (group, rows) in enumerate(table.groups()):
+        if number:
+            yield r"\addlinespace"
+        if group:
+            yield rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{escaped(group)}}}}} \\"
+        yield from (" & ".join(_cell(c, letters) for c in row.cells) + r" \\" for row in rows)
+
+
+def _cell(cell: Cell, letters: dict[str, str]) -> str:
+    text = "--" if cell.text == NOTHING else escaped(cell.text)
+    text = rf"\textbf{{\boldmath {text}}}" if cell.verdict == "better" else text
+    marks = escaped(cell.mark) + ",".join(letters[reason] for reason in cell.reasons)
+    return text + (rf"\textsuperscript{{{marks}}}" if marks else "")
