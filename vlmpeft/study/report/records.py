@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.runtime.records import read_items, read_record
+from vlmpeft.runtime.records import read_record
+from vlmpeft.study.report.scored_items import read_scored
 
 STUDY_FILE = "study.json"
 RUNS, SEARCH = "runs", "search"
@@ -158,8 +160,8 @@ def read_scores(path: Path, cluster: str = "image") -> Items:
         UserError: it is not there, or damaged.
     """
     try:
-        items = sorted(read_items(path), key=lambda item: str(item["id"]))
-        names = dict.fromkeys(name for item in items for name in item["scores"])
+        items = sorted(read_scored(path), key=lambda item: str(item["id"]))
+        names = dict.fromkeys(chain.from_iterable(item["scores"] for item in items))
         scores = {n: np.array([i["scores"].get(n, np.nan) for i in items], float) for n in names}
         ids = tuple(str(item["id"]) for item in items)
         clusters = tuple(_cluster(item, cluster) for item in items)
