@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.base.loading import parameter_count
 from vlmpeft.cli.run_parser import RunCLI
 from vlmpeft.evaluation.scoring import score_loader
-from vlmpeft.runtime.errors import Interrupted, UserError
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
-from vlmpeft.runtime.records import (
-    read_record,
-    write_atomically,
-    write_items,
-    write_json,
-    write_predictions,
-)
+from vlmpeft.runtime.records import read_record, write_items, write_predictions
 from vlmpeft.runtime.visible import terminal_console, visible
-from vlmpeft.training.checkpoints import (
-    BEST,
-    LAST,
-    read_checkpoint,
-)
+from vlmpeft.training.checkpoints import BEST, LAST, read_checkpoint
 from vlmpeft.training.report import group_table, headlines
-from vlmpeft.training.run import FitRun
 
 ASK_ABOVE = 1_000_000_000  # parameters of a base that a CPU takes hours for
 
@@ -47,27 +31,7 @@ class VLMCLI(RunCLI):
         init_adapter = Adapter.read(settings.init_adapter) if settings.init_adapter else None
         self._check_folders()
         self._ask_about_size()
-        run = FitRun(
-            self.run_dir,
-            self.trainer,
-            self.module,
-            self.data,
-            self.evaluation,
-            self._plain_config,
-            self.checkpoints,
-            self._get(self.config_init, "search"),
-        )
-        with self._failure_recorded():
-            run.load()
-            if not settings.resume:
-                text = yaml.safe_dump(self._plain_config, sort_keys=False)
-                write_atomically(self.run_dir / "config.yaml", text.encode())
-                run.write_split()
-            run.score_base()
-            run.attach(init_adapter)
-            with run.timed("fit"), self._interruption():
-                self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self._checkpoint())
-            run.finish()
+        self.fit_run().execute(resume=bool(settings.resume), init_adapter=init_adapter)
 
     def _check_folders(self) -> None:
         """Look at what a run left before anything is loaded.
@@ -86,27 +50,6 @@ class VLMCLI(RunCLI):
             if (path := self.run_dir / "checkpoints" / name).is_file():
                 read_checkpoint(path)
 
-    @contextlib.contextmanager
-    def _interruption(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end a run that can be resumed; Lightning leaves by SystemExit on both."""
-        try:
-            yield
-        except SystemExit as error:
-            raise Interrupted(
-                f"stopped; go on with: python -m vlmpeft fit --resume {self.run_dir}"
-            ) from error
-
-    def _checkpoint(self) -> str | None:
-        """The checkpoint to resume from, with the log cut back to it; None starts from step 0."""
-        path = self.run_dir / "checkpoints" / LAST
-        if not self.settings.resume:
-            return None
-        if not path.is_file():
-            self.metrics_csv.cut_back(0)
-            return None
-        self.metrics_csv.cut_back(read_checkpoint(path)["global_step"])
-        return str(path)
-
     def _ask_about_size(self) -> None:
         if self.settings.yes or self.trainer.strategy.root_device.type != "cpu":
             return
@@ -116,27 +59,6 @@ class VLMCLI(RunCLI):
                 f"base {self.module.base.path} has {total / 1e9:.1f} B parameters and there is no GPU: this "
                 "takes hours to days; add --yes=true to go ahead"
             )
-
-    @contextlib.contextmanager
-    def _failure_recorded(self) -> Iterator[None]:
-        """Leave a record that says what went wrong, or no folder at all if nothing had begun."""
-        try:
-            yield
-        except Interrupted:
-            raise
-        except Exception as error:
-            if (self.run_dir / "checkpoints").is_dir() or self.settings.resume:
-                failed = {
-                    "schema": 1,
-                    "status": "failed",
-                    "error": str(error),
-                    "config": self._plain_config,
-                }
-                with contextlib.suppress(UserError):
-                    write_json(self.run_dir / "result.json", failed)
-            else:
-                shutil.rmtree(self.run_dir, ignore_errors=True)
-            raise
 
     # -- validate, test, predict ---------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from vlmpeft.training.checkpoints import (
 )
 from vlmpeft.training.module import VLMModule
 from vlmpeft.training.progress import FitProgress, MetricsCsv
-from vlmpeft.training.run import new_run_dir
+from vlmpeft.training.run import FitRun, new_run_dir
 from vlmpeft.training.settings import Eval, Search
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # isort: skip
@@ -209,6 +209,20 @@ class RunCLI(LightningCLI):
         self.module, self.data, self.evaluation = self.model, self.datamodule, evaluation
         self.module.seed = self.data.seed = int(seed) if seed is not None else 0
         self.data.eval_batch_size, self.data.eval_limit = evaluation.batch_size, evaluation.limit
+
+    def fit_run(self) -> FitRun:
+        """The run that these keys describe."""
+        return FitRun(
+            self.run_dir,
+            self.trainer,
+            self.module,
+            self.data,
+            self.evaluation,
+            self._plain_config,
+            self.checkpoints,
+            self.metrics_csv,
+            self._get(self.config_init, "search"),
+        )
 
 
 class PlanCLI(RunCLI):

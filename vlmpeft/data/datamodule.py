@@ -254,7 +254,7 @@ class VLMData(pl.LightningDataModule):
         """Two training conversations as a batch, with pictures if the data has some."""
         dataset = self._datasets["train"]
         order = sorted(range(len(dataset)), key=lambda i: not dataset.items[i].conversation.images)
-        return _train_batch([dataset[i] for i in order[:2]], self.pad_id)
+        return collate([dataset[i][1] for i in order[:2]], self.pad_id)
 
     def val_dataloader(self) -> DataLoader | list:
         return self.scoring_loader("val") if self.has("val") else []
@@ -303,6 +303,10 @@ class VLMData(pl.LightningDataModule):
 
     # -- resuming ------------------------------------------------------------------------------
 
+    def begin_again(self, seed: int) -> None:
+        """Serve another run from its first batch on; what was read and encoded stays."""
+        self.seed, self._resume_at, self.sampler = seed, None, None
+
     _resume_at: tuple[int, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -319,7 +323,9 @@ class VLMData(pl.LightningDataModule):
 
 
 def _train_batch(samples: list[tuple[Item, Encoded]], pad_id: int) -> dict[str, Any]:
-    return collate([encoded for _, encoded in samples], pad_id)
+    """The batch, and under `pictures` what each conversation shows."""
+    batch: dict[str, Any] = collate([encoded for _, encoded in samples], pad_id)
+    return batch | {"pictures": [item.conversation.images for item, _ in samples]}
 
 
 def _on_gpu(trainer: Any) -> bool:

@@ -81,20 +81,20 @@ def refuse_existing(out: Path) -> None:
 def remove_stale(out: Path) -> None:
     """Remove scratch folders of `out` whose process, on this machine, is no more."""
     process = r"([1-9][0-9]{0,8})-[a-z0-9_]{8}"  # as mkdtemp ends a name
-    inner = rf"-{_machine()}-{process}"  # of an adapter saved to a scratch folder, as exports do
+    inner = rf"-{machine()}-{process}"  # of an adapter saved to a scratch folder, as exports do
     ours = re.compile(rf"\.?{re.escape(_stem(out))}{process}({inner})?")
     for path in out.parent.iterdir():
         found = ours.fullmatch(path.name)
-        if found and path.is_dir() and not path.is_symlink() and not _is_alive(int(found[1])):
+        if found and path.is_dir() and not path.is_symlink() and not is_alive(int(found[1])):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _stem(out: Path) -> str:
     """How the names of `out`'s scratch folders begin, up to the process id."""
-    return f".{out.name}-{_machine()}-"
+    return f".{out.name}-{machine()}-"
 
 
-def _machine() -> str:
+def machine() -> str:
     """Where process ids mean the same: a folder may be shared with other hosts, and with containers of this one."""
     namespace = ""
     with suppress(OSError):
@@ -102,7 +102,7 @@ def _machine() -> str:
     return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether there is such a process; where that cannot be asked harmlessly (Windows), yes."""
     if os.name != "posix":
         return True

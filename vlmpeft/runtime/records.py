@@ -56,6 +56,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
+def read_json_or_none(path: Path) -> Any:
+    """The content of a JSON file; None if there is no such file or it holds no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def write_items(path: Path, items: Iterable[dict[str, Any]]) -> None:
     """Items as gzipped JSON lines, atomically; the same items always give the same bytes."""
     lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

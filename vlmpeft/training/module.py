@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.adapters.loading import load_tensors
+from vlmpeft.base.components import Components
 from vlmpeft.base.fingerprint import origin
 from vlmpeft.base.loading import autocast, load_base, load_processor, recompute_activations
 from vlmpeft.base.spec import BaseSpec
@@ -24,6 +25,7 @@ from vlmpeft.evaluation.token_loss import supervised_loss
 from vlmpeft.preflight.servability import Engine, check_servable
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.plan import AttachedPlan, Plan, attach, check_has_trainables
+from vlmpeft.training.frozen_tower import FrozenTower, KeptOutputs
 
 # after vlmpeft.evaluation.metrics, which has declared torchvision's operators
 import lightning.pytorch as pl  # isort: skip
@@ -105,6 +107,7 @@ class VLMModule(pl.LightningModule):
         self._scorer: Scorer | None = None
         self._window_tokens: Tensor | float = 0.0
         self.model: Any = None
+        self.kept_outputs: KeptOutputs | None = None  # of a frozen tower, shared by runs of a study
 
     # -- model ---------------------------------------------------------------------------------
 
@@ -132,6 +135,15 @@ class VLMModule(pl.LightningModule):
         """Load the base onto a device, once."""
         if self.model is None:
             self.model, self._processor, self.components = load_base(self.base, device)
+
+    def use_base(self, model: Any, processor: Any, components: Components) -> None:
+        """Take a base that is loaded already, as another run on it left it."""
+        self.model, self._processor, self.components = model, processor, components
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the plan is on the model."""
+        return self._attached is not None
 
     def configure_model(self) -> None:
         """Load the base and attach the plan; Lightning calls it before every run, it acts once."""
@@ -195,6 +207,7 @@ class VLMModule(pl.LightningModule):
         self._started = time.perf_counter()
         check_has_trainables(self.attached)
         self._set_modes()
+        self._tower = FrozenTower(self.attached, self.kept_outputs)
         if self.gradient_checkpointing:
             recompute_activations(self.model)
 
@@ -223,7 +236,7 @@ class VLMModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The summed loss; `on_before_optimizer_step` divides the gradients by the tokens."""
-        loss, tokens = supervised_loss(self.model, batch)
+        loss, tokens = supervised_loss(self.model, self._tower.inputs(batch))
         # penalties are divided by the tokens of the window with the rest
         loss = self.attached.with_penalties(loss, tokens)
         self._window_tokens = self._window_tokens + tokens

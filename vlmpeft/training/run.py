@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vlmpeft.adapters.adapter import Adapter
 from vlmpeft.adapters.saving import save_adapter
@@ -16,22 +18,25 @@ from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
 from vlmpeft.preflight.plan_table import plan_table
-from vlmpeft.runtime.errors import UserError
-from vlmpeft.runtime.provenance import (
-    folder_bytes,
-    git_state,
-    peak_memory_bytes,
-    semantic_hash,
-    versions,
+from vlmpeft.runtime.errors import Interrupted, UserError
+from vlmpeft.runtime.provenance import semantic_hash, versions
+from vlmpeft.runtime.records import (
+    SCHEMA,
+    read_items,
+    write_atomically,
+    write_items,
+    write_json,
+    write_predictions,
 )
-from vlmpeft.runtime.records import SCHEMA, read_items, write_items, write_json, write_predictions
 from vlmpeft.runtime.shipped import cache_dir
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.strategies.plan import check_has_trainables
-from vlmpeft.training.checkpoints import RunCheckpoints
+from vlmpeft.training.checkpoints import LAST, RunCheckpoints, read_checkpoint
 from vlmpeft.training.gradient_check import gradient_self_test
 from vlmpeft.training.module import VLMModule
-from vlmpeft.training.report import device_name, model_card, print_result
+from vlmpeft.training.progress import MetricsCsv
+from vlmpeft.training.report import model_card, print_result
+from vlmpeft.training.run_record import run_record
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.training.module
 from vlmpeft.training.settings import Eval, Search
@@ -48,6 +53,7 @@ class FitRun:
         evaluation: how the run is scored.
         config: resolved config, plain data.
         checkpoints: the callback that keeps last and best.
+        log: metrics.csv.
         search: how the settings were found.
     """
 
@@ -60,26 +66,63 @@ class FitRun:
         evaluation: Eval,
         config: dict[str, Any],
         checkpoints: RunCheckpoints,
+        log: MetricsCsv,
         search: Search = Search(),
     ):
         self.run_dir, self.trainer, self.module, self.data = run_dir, trainer, module, data
         self.evaluation, self.config, self.checkpoints = evaluation, config, checkpoints
-        self.search = search
+        self.log, self.search = log, search
+        self.labels: dict[str, Any] = {}  # study, row, task: of a run that a study makes
+        self.base: dict[str, Any] = {}
         self.console = terminal_console()
         self.seconds = {"load": 0.0, "fit": 0.0, "score": 0.0}
         self.metrics: dict[str, dict[str, Scores]] = {"base": {}, "tuned": {}}
         self.groups: dict[str, dict[str, dict[str, Scores]]] = {"base": {}, "tuned": {}}
         self.controls: dict[str, Scores] = {}
+        self.base_items: list[dict[str, Any]] = []  # of the reported split
+
+    def execute(
+        self, *, resume: bool = False, init_adapter: Adapter | None = None
+    ) -> dict[str, Any]:
+        """Every step in order; returns the record.
+
+        Args:
+            resume: go on from the last checkpoint of the run folder.
+            init_adapter: what the training starts from.
+
+        Raises:
+            UserError: as the steps say; the run folder then holds a record of the failure, or is gone if nothing had begun.
+            Interrupted: Ctrl-C or SIGTERM while it trained; the run can be resumed.
+        """
+        with self._failure_recorded(resume):
+            self.load()
+            if not resume:
+                text = yaml.safe_dump(self.config, sort_keys=False)
+                write_atomically(self.run_dir / "config.yaml", text.encode())
+                self.write_split()
+            self.score_base()
+            self.attach(init_adapter)
+            with self.timed("fit"), self._interruption():
+                checkpoint = self._checkpoint() if resume else None
+                self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
+            return self.finish()
 
     # -- before --------------------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Data, then base: broken data shows before gigabytes of weights are read."""
+    def prepare(self) -> None:
+        """Read the data and recognise the base; no weights are loaded. What the run is, is known then."""
+        if self.base:
+            return
         with self.timed("load"):
             self.data.prepare(self.module.processor)
+            self.base = origin(self.module.base)
+
+    def load(self) -> None:
+        """Data, then base: broken data shows before gigabytes of weights are read."""
+        self.prepare()
+        with self.timed("load"):
             self._report_data()
             self.module.load(self.trainer.strategy.root_device)
-            self.base = origin(self.module.base)
         self.module.set_scorer(self.data)
         self.decoding = {
             "max_new_tokens": self.module.scorer.max_new_tokens,
@@ -97,15 +140,18 @@ class FitRun:
             key = semantic_hash(self._base_score_identity(split))
             path = cache_dir() / "base_scores" / f"{key}.jsonl.gz"
             if path.is_file():
-                head, *_ = read_items(path)
-                self.metrics["base"][split], self.groups["base"][split] = (
-                    head["metrics"],
-                    head["groups"],
-                )
-                continue
-            items = self._score("base", split)
-            head = {"metrics": self.metrics["base"][split], "groups": self.groups["base"][split]}
-            write_items(path, [head, *items])
+                head, *items = read_items(path)
+                self.metrics["base"][split] = head["metrics"]
+                self.groups["base"][split] = head["groups"]
+            else:
+                items = self._score("base", split)
+                head = {
+                    "metrics": self.metrics["base"][split],
+                    "groups": self.groups["base"][split],
+                }
+                write_items(path, [head, *items])
+            if split == self._reported_split():
+                self.base_items = items
 
     def _base_score_identity(self, split: str) -> dict[str, Any]:
         return {
@@ -160,6 +206,15 @@ class FitRun:
         if members := self.data.split_members():
             write_json(self.run_dir / "split.json", members)
 
+    def _checkpoint(self) -> str | None:
+        """The checkpoint to resume from, with the log cut back to it; None starts from step 0."""
+        path = self.run_dir / "checkpoints" / LAST
+        if not path.is_file():
+            self.log.cut_back(0)
+            return None
+        self.log.cut_back(read_checkpoint(path)["global_step"])
+        return str(path)
+
     # -- after ---------------------------------------------------------------------------------
 
     def finish(self) -> dict[str, Any]:
@@ -173,7 +228,7 @@ class FitRun:
         if items:
             write_items(self.run_dir / "items.jsonl.gz", items)
             write_predictions(self.run_dir / "predictions.jsonl", items)
-        record = self._record(steps, adapter)
+        record = run_record(self, steps, adapter)
         write_json(self.run_dir / "result.json", record)
         title = f"{self.run_dir.name}: before and after ({self.selected['by']} checkpoint)"
         print_result(self.console, title, record, adapter)
@@ -191,11 +246,13 @@ class FitRun:
             self.controls[control] = scores
 
     def _scored_splits(self) -> list[str]:
-        return [split for split in ("val", "test", "retention") if self.data.has(split)]
+        wanted = self.evaluation.splits or ("val", "test", "retention")
+        return [s for s in ("val", "test", "retention") if s in wanted and self.data.has(s)]
 
     def _reported_split(self) -> str:
         """Test, else val: the split of items, controls and the primary score."""
-        return next(split for split in ("test", "val", "retention") if self.data.has(split))
+        scored = self._scored_splits()
+        return next(split for split in ("test", "val", "retention") if split in scored)
 
     def _score(self, state: str, split: str) -> list[dict[str, Any]]:
         """Score a split with the model as it is, `base` or `tuned`; returns its items."""
@@ -225,61 +282,38 @@ class FitRun:
             card=model_card(self.run_dir.name, self.base, self.module.plan, self.metrics),
         )
 
-    def _record(self, steps: int, adapter: Path) -> dict[str, Any]:
-        summary = self.module.attached.summary()
-        sizes = {name: p.numel() for name, p in self.module.attached.trainable().items()}
-        device = self.trainer.strategy.root_device
-        return {
-            "schema": SCHEMA,
-            "status": "done",
-            "study": None,
-            "row": None,
-            "task": self.data.reader.name("train"),
-            "seed": self.module.seed,
-            "base": self.base,
-            "data": self.data.identity(),
-            "metrics": self.metrics,
-            "groups": self.groups if self.data.group_by else None,
-            "controls": self.controls or None,
-            "primary": self.module.metrics[0].name,
-            "selected": self.selected,
-            "search": asdict(self.search),
-            "decoding": self.decoding,
-            "trainable": summary["trainable"],
-            "reachable": sum(sizes[name] for name in self.module.reached),
-            "total": summary["total"],
-            "components": summary["components"],
-            "steps": steps,
-            "supervised_tokens": self.module.supervised_tokens,
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "peak_memory_bytes": peak_memory_bytes(device.type == "cuda"),
-            "adapter_bytes": folder_bytes(adapter),
-            "skipped": len(self.data.skipped),
-            "config": self.config,
-            "config_hash": semantic_hash(self._identity()),
-            "versions": versions(),
-            "device": device_name(device),
-            "git": git_state(),
-        }
+    # -- what can happen -----------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, Any]:
-        """What makes this run this run: no paths, names, workers, loggers, devices or versions."""
-        trainer, data = self.config["trainer"], self.config["data"]
-        schedule = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
-        batches = ("batch_size", "max_length", "max_pixels", "over_length", "on_error")
-        module = ("weight_decay", "warmup_ratio", "gradient_checkpointing")
-        return {
-            "plan": self.module.plan.to_dict(),
-            "base": {key: self.base[key] for key in ("fingerprint", "bits")},
-            "data": self.data.identity(),
-            "template": self.data.encoder.template,
-            "schedule": {key: trainer.get(key) for key in schedule}
-            | {key: data[key] for key in batches}
-            | {key: self.config["model"][key] for key in module},
-            "metrics": [metric.identity() for metric in self.module.metrics],
-            "evaluation": asdict(self.evaluation) | {"batch_size": None, "controls": None},
-            "seed": self.module.seed,
-        }
+    @contextlib.contextmanager
+    def _interruption(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end a run that can be resumed; Lightning leaves by SystemExit on both."""
+        try:
+            yield
+        except SystemExit as error:
+            raise Interrupted(
+                f"stopped; go on with: python -m vlmpeft fit --resume {self.run_dir}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _failure_recorded(self, resume: bool) -> Iterator[None]:
+        """Leave a record that says what went wrong, or no folder at all if nothing had begun."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            if (self.run_dir / "checkpoints").is_dir() or resume or self.labels:
+                failed = {
+                    "schema": SCHEMA,
+                    "status": "failed",
+                    "error": str(error),
+                    "config": self.config,
+                } | self.labels
+                with contextlib.suppress(UserError):
+                    write_json(self.run_dir / "result.json", failed)
+            else:
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+            raise
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:

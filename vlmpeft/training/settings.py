@@ -15,6 +15,7 @@ class Eval:
         every: optimizer steps between validations; 0 is once an epoch for best, never for last.
         limit: items scored per split; null is all.
         batch_size: items generated for at once.
+        splits: which splits are scored; null is all that there are.
         controls: scored as well, after training: blank shows a grey picture in place of each, shuffled that of
             another item. A model that looks at its pictures does worse.
     """
@@ -23,6 +24,7 @@ class Eval:
     every: int = 0
     limit: int | None = None
     batch_size: int = 64
+    splits: list[Literal["val", "test", "retention"]] | None = None
     controls: list[Literal["blank", "shuffled"]] = field(default_factory=list)
 
 

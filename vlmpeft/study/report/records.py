@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.runtime.records import read_items, read_record
+from vlmpeft.runtime.records import read_record
+from vlmpeft.study.report.scored_items import read_scored
 
 STUDY_FILE = "study.json"
 RUNS, SEARCH = "runs", "search"
@@ -169,32 +168,16 @@ def read_scores(path: Path, cluster: str = "image") -> Items:
         UserError: it is not there, or damaged.
     """
     try:
-        items = sorted(_read_scored(path), key=lambda item: str(item["id"]))
-        names = dict.fromkeys(name for item in items for name in item["scores"])
+        items = sorted(read_scored(path), key=lambda item: str(item["id"]))
+        names = dict.fromkeys(chain.from_iterable(item["scores"] for item in items))
         scores = {n: np.array([i["scores"].get(n, np.nan) for i in items], float) for n in names}
         ids = tuple(str(item["id"]) for item in items)
         clusters = tuple(_cluster(item, cluster) for item in items)
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"items {path} cannot be read: {error}; remove the run's folder and run the study again"
         ) from error
     return Items(ids, clusters, scores, tuple(item.get("fields") or {} for item in items))
-
-
-# the texts and the probabilities of a line, which no score needs; reading them takes most of the time
-_TEXTS = re.compile(rb', "prompt": .*, "scores": ')
-
-
-def _read_scored(path: Path) -> list[dict[str, Any]]:
-    """Items with id, fields, image and scores; where a field is called as a text, whole ones.
-
-    Cutting at a name inside `fields` or `scores` leaves unequal braces, so it is never JSON.
-    """
-    lines = gzip.decompress(path.read_bytes()).strip()
-    try:
-        return json.loads(b"[%b]" % _TEXTS.sub(b', "scores": ', lines).replace(b"\n", b","))
-    except ValueError:
-        return read_items(path)
 
 
 def _cluster(item: Mapping[str, Any], by: str) -> str:

@@ -1,0 +1,302 @@
+"""A study file, read: what is compared, on what, how often."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.runtime.shipped import shipped_configs_dir
+from vlmpeft.study.report.records import BASE_ROW
+from vlmpeft.study.schema import check_study
+from vlmpeft.study.settings import Settings, dotted
+from vlmpeft.study.strict_yaml import read_strictly
+
+STUDIES = "studies"  # folder of study files beside the configs
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@=+-]*")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a variable.
+
+    Args:
+        label: what stands for it in names and records.
+        value: what settings get.
+    """
+
+    label: Any
+    value: Any
+
+
+Variables = Mapping[str, tuple[Choice, ...]]
+
+
+@dataclass(frozen=True)
+class RowPattern:
+    """An entry of `rows`, which its variables multiply.
+
+    Args:
+        name: with {variables}.
+        title: with {variables}; None is the name.
+        group: with {variables}.
+        settings: dotted key -> value, with {variables}.
+        grid: variables of which every combination is taken.
+        zip: variables that go together.
+        tasks: those it is run on; None is all.
+        seeds: those it is run with; None is the study's.
+        search: whether its settings are searched for.
+        match: whether its size is matched.
+    """
+
+    name: str
+    title: str | None = None
+    group: str | None = None
+    settings: Settings = field(default_factory=dict)
+    grid: Variables = field(default_factory=dict)
+    zip: Variables = field(default_factory=dict)
+    tasks: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    search: bool = True
+    match: bool = True
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for settings that every row gets.
+
+    Args:
+        over: learning_rate, learning_rate_factor or a dotted key -> the values tried.
+        seeds: of each try.
+        steps: optimizer steps of a try; None is as many as of a run.
+        on: the split that decides.
+    """
+
+    over: Mapping[str, tuple[Any, ...]]
+    seeds: tuple[int, ...] = (0,)
+    steps: int | None = None
+    on: str = "val"
+
+
+@dataclass(frozen=True)
+class Match:
+    """Trainable parameters that every row is given.
+
+    Args:
+        total: how many.
+        tolerance: by what share a row may miss it.
+    """
+
+    total: int
+    tolerance: float = 0.02
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """A study file.
+
+    Args:
+        name: of the file, without its ending.
+        title: of its tables.
+        bases: name -> dotted settings.
+        tasks: name -> dotted settings.
+        rows: in the order of the file.
+        configs: that every run starts from.
+        settings: of every run, with {variables}.
+        seeds: of every row.
+        grid: variables that multiply every row.
+        zip: variables that go together and multiply every row.
+        full: the row that others are given in percent of.
+        reference: the row that others are compared with.
+        search: None takes the settings as they are.
+        match: None leaves sizes as they are.
+        margin: of equivalence, in the metric's units.
+        cluster: what of the scored items is not independent.
+        skip_illegal: whether a cell that cannot be is a dash instead of an error.
+    """
+
+    name: str
+    title: str
+    bases: Mapping[str, Settings]
+    tasks: Mapping[str, Settings]
+    rows: tuple[RowPattern, ...]
+    configs: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    grid: Variables = field(default_factory=dict)
+    zip: Variables = field(default_factory=dict)
+    full: str | None = None
+    reference: str | None = None
+    search: Search | None = None
+    match: Match | None = None
+    margin: float = 0.01
+    cluster: str = "image"
+    skip_illegal: bool = False
+
+
+def find_study(name: str) -> Path:
+    """A study file by path, then under ./configs/studies, then among the shipped ones.
+
+    Raises:
+        UserError: it is nowhere.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    places = [Path("configs") / STUDIES, shipped_configs_dir() / STUDIES]
+    for place in places:
+        for path in (place / name, place / f"{name}.yaml"):
+            if path.is_file():
+                return path
+    known = {path.name for place in places for path in place.glob("*.yaml")}
+    raise UserError(f"study file {name} does not exist.{did_you_mean(name, known)}")
+
+
+def read_study_file(path: Path) -> StudySpec:
+    """A study file as a value.
+
+    Raises:
+        UserError: it cannot be read, or says what no study file may say; with the file and the key.
+    """
+    content = read_strictly(path)
+    try:
+        check_study(content)
+        return _spec(path.stem, content)
+    except UserError as error:
+        raise UserError(f"study file {path}: {error}") from error
+
+
+def check_name(name: str, what: str) -> str:
+    """A name that is safe as a folder's.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not _SAFE.fullmatch(name):
+        raise UserError(
+            f"{what} {name!r} names a folder: letters, digits and . _ - @ = + only, a letter or a digit first"
+        )
+    return name
+
+
+def _spec(name: str, content: Mapping[str, Any]) -> StudySpec:
+    optional = {
+        key: content[key]
+        for key in ("full", "reference", "margin", "cluster", "skip_illegal")
+        if key in content
+    }
+    tasks = _tasks(content["tasks"])
+    return StudySpec(
+        name=check_name(name, "study"),
+        title=content.get("title", name),
+        bases=_bases(content["base"]),
+        tasks=tasks,
+        rows=tuple(_row(name, row or {}, tasks) for name, row in content["rows"].items()),
+        configs=tuple(_listed(content.get("config", []))),
+        settings=dotted(content.get("set")),
+        seeds=tuple(content.get("seeds", (0,))),
+        grid=_variables("grid", content.get("grid")),
+        zip=_zipped("zip", content.get("zip")),
+        search=_search(content.get("search")),
+        match=_match(content.get("match_parameters")),
+        **optional,
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _bases(base: Any) -> dict[str, Settings]:
+    if not isinstance(base, Mapping):
+        base = {Path(path).name or path: path for path in _listed(base)}
+    return {
+        check_name(str(name), "base"): {
+            f"model.base.{key}": value
+            for key, value in dotted(
+                {"path": one} if isinstance(one, str) else one, "model.base"
+            ).items()
+        }
+        for name, one in base.items()
+    }
+
+
+def _tasks(tasks: Any) -> dict[str, Settings]:
+    if not isinstance(tasks, Mapping):
+        tasks = dict.fromkeys(tasks)
+    return {
+        check_name(str(name), "task"): {"data.train": f"workbench:{name}"}
+        if settings is None
+        else dotted(settings)
+        for name, settings in tasks.items()
+    }
+
+
+def _row(name: Any, row: Mapping[str, Any], tasks: Mapping[str, Settings]) -> RowPattern:
+    name = str(name)
+    if name == BASE_ROW:
+        raise UserError(
+            f"rows.{BASE_ROW}: this name is the untouched base's, which every study scores; take another"
+        )
+    for task in row.get("tasks", ()):
+        if task not in tasks:
+            raise UserError(f"rows.{name}.tasks: unknown task {task!r}.{did_you_mean(task, tasks)}")
+    kept = {key: row[key] for key in ("title", "group", "search", "match") if key in row}
+    lists = {key: tuple(row[key]) for key in ("tasks", "seeds") if key in row}
+    grid = _variables(f"rows.{name}.grid", row.get("grid"))
+    together = _zipped(f"rows.{name}.zip", row.get("zip"))
+    if both := {*grid} & {*together}:
+        raise UserError(f"rows.{name}: {min(both)!r} is in grid and in zip; leave one out")
+    return RowPattern(
+        name, settings=dotted(row.get("set")), grid=grid, zip=together, **kept, **lists
+    )
+
+
+def _variables(place: str, given: Mapping[str, Any] | None) -> dict[str, tuple[Choice, ...]]:
+    return {name: _choices(f"{place}.{name}", values) for name, values in (given or {}).items()}
+
+
+def _choices(place: str, values: Any) -> tuple[Choice, ...]:
+    if isinstance(values, Mapping):
+        return tuple(Choice(label, value) for label, value in values.items())
+    for value in values:
+        if isinstance(value, (list, dict)):
+            raise UserError(
+                f"{place}: {value} needs a label that can stand in names; give {{LABEL: {value}, ...}}"
+            )
+    return tuple(Choice(value, value) for value in values)
+
+
+def _zipped(place: str, given: Mapping[str, Any] | None) -> dict[str, tuple[Choice, ...]]:
+    variables = _variables(place, given)
+    if len({len(choices) for choices in variables.values()}) > 1:
+        sizes = ", ".join(f"{name} {len(choices)}" for name, choices in variables.items())
+        raise UserError(
+            f"{place}: its variables go together, so they are equally many; here are {sizes}"
+        )
+    return variables
+
+
+def _search(search: Mapping[str, Any] | None) -> Search | None:
+    if search is None:
+        return None
+    over = {key: tuple(v) for key, v in search.items() if key not in ("seeds", "steps", "on")}
+    if not over:
+        raise UserError(
+            "search: it has nothing to try; give e.g. learning_rate: [3e-4, 1e-3, 3e-3]"
+        )
+    if {"learning_rate", "learning_rate_factor"} <= {*over}:
+        raise UserError(
+            "search: learning_rate and learning_rate_factor set the same rates; leave one out"
+        )
+    return Search(
+        over, tuple(search.get("seeds", (0,))), search.get("steps"), search.get("on", "val")
+    )
+
+
+def _match(match: Any) -> Match | None:
+    if match is None:
+        return None
+    return Match(match) if isinstance(match, int) else Match(**match)
