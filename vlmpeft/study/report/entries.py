@@ -81,6 +81,7 @@ class Index:
     study: Study
     runs: dict[tuple[str, str, str], list[Run]] = field(init=False)
     failed: dict[tuple[str, str, str], list[Run]] = field(init=False)
+    _shares: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.runs = _by_place(self.study.runs)
@@ -114,6 +115,11 @@ class Index:
 
     def is_share(self, metric: str) -> bool:
         """Whether every value of a metric is between 0 and 1, and not only by chance."""
+        if metric not in self._shares:
+            self._shares[metric] = self._find_out_whether_share(metric)
+        return self._shares[metric]
+
+    def _find_out_whether_share(self, metric: str) -> bool:
         if metric.rpartition("/")[2] in NO_SHARES or metric in NO_SHARES:
             return False
         corrected = metric.endswith("_chance_corrected")  # below 0 is below chance
