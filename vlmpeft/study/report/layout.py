@@ -152,26 +152,26 @@ def _is_there(contents: Contents, row: Row) -> bool:
     return any(entry.runs for entry in entries) or not entries[0].is_base
 
 
-def _records(contents: Contents, kinds: Mapping[str, Kind]) -> Iterator[dict[str, Any]]:
-    """One flat record a row and block, with numbers at full precision."""
-    for row in contents.rows:
-        if not _is_there(contents, row):
-            continue
-        for block in contents.blocks:
-            yield _record(contents, row, block, kinds)
+def _records(contents: Contents, kinds: Mapping[str, Kind]) -> list[dict[str, Any]]:
+    """One flat record a row and block, with numbers at full precision; all have the same keys."""
+    pairs = [(r, b) for r in contents.rows if _is_there(contents, r) for b in contents.blocks]
+    shown = [_values(contents, row, block, kinds) for row, block in pairs]
+    parts = {name: dict.fromkeys(p for one in shown for p in one[name]) for name in kinds}
+    labels = dict.fromkeys(label for row in contents.rows for label in row.variables)
+    records = []
+    for (row, block), values in zip(pairs, shown, strict=True):
+        record: dict[str, Any] = {"row": row.name, "title": row.title, "group": row.group}
+        record |= {"base": block.base, "task": block.task, "metric": block.metric}
+        record = {label: row.variables.get(label) for label in labels} | record
+        for name in kinds:
+            if name not in record:
+                record |= {f"{name}_{p}" if p else name: values[name].get(p) for p in parts[name]}
+        records.append(record | {"note": "; ".join(contents.entry(row, block).reasons)})
+    return records
 
 
-def _record(
+def _values(
     contents: Contents, row: Row, block: Block, kinds: Mapping[str, Kind]
-) -> dict[str, Any]:
-    record: dict[str, Any] = {"row": row.name, "title": row.title, "group": row.group}
-    record |= {"base": block.base, "task": block.task, "metric": block.metric}
-    for label, value in row.variables.items():
-        record.setdefault(label, value)
-    for name, kind in kinds.items():
-        if name in ("row", "group"):
-            continue
-        for part, value in show(contents, row, kind, block).values.items():
-            record[f"{name}_{part}" if part else name] = value
-    record["note"] = "; ".join(contents.entry(row, block).reasons)
-    return record
+) -> dict[str, Mapping[str, Any]]:
+    """Column -> part -> value."""
+    return {name: show(contents, row, kind, block).values for name, kind in kinds.items()}

@@ -74,8 +74,8 @@ def _about_power(contents: Contents) -> Iterator[str]:
     for block in contents.blocks:
         sizes = [one.minimum_detectable for one in contents.comparisons(block)]
         if sizes:
-            ends = dict.fromkeys(_in_unit(contents, block.metric, v) for v in (min(sizes), max(sizes)))
-            yield f"Minimum detectable difference{_where(contents, block)} (80 % power, 5 %, two-sided): {' to '.join(ends)}."  # fmt: skip
+            shown = _in_unit(contents, block.metric, *dict.fromkeys((min(sizes), max(sizes))))
+            yield f"Minimum detectable difference{_where(contents, block)} (80 % power, 5 %, two-sided): {shown}."
 
 
 def _about_few_seeds(contents: Contents) -> Iterator[str]:
@@ -140,8 +140,10 @@ def _where(contents: Contents, block: Block) -> str:
     return f" on {', '.join(parts)}" if parts else ""
 
 
-def _in_unit(contents: Contents, metric: str, value: float) -> str:
+def _in_unit(contents: Contents, metric: str, *values: float) -> str:
+    """From the first value to the last, in the unit of the metric's scores."""
     decimals = contents.spec.decimals
-    if contents.index.is_share(metric):
-        return f"{numerals.fixed(100 * value, decimals)} points"
-    return numerals.fixed(value, decimals + 2)
+    is_share = contents.index.is_share(metric)
+    factor, places = (100, decimals) if is_share else (1, decimals + 2)
+    shown = dict.fromkeys(numerals.fixed(factor * value, places) for value in values)
+    return " to ".join(shown) + (" points" if is_share else "")

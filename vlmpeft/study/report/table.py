@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -85,6 +85,30 @@ class Table:
         """Reason -> its letter, in reading order."""
         reasons = (reason for row in self.rows for cell in row.cells for reason in cell.reasons)
         return {reason: _letter(number) for number, reason in enumerate(dict.fromkeys(reasons))}
+
+    @property
+    def width(self) -> int:
+        """Characters of a line."""
+        return sum(self.width_of(place) for place in range(len(self.columns)))
+
+    def width_of(self, place: int) -> int:
+        """Characters of a column, with a space on either side."""
+        texts = (row.cells[place].text for row in self.rows)
+        return 2 + max(map(len, (self.columns[place].title, *texts)))
+
+    def panels(self) -> list[Table]:
+        """One table for each block of columns, each with the rows' own columns; itself if there are no blocks."""
+        blocks = list(dict.fromkeys(column.above for column in self.columns if column.above))
+        return [self._panel(above) for above in blocks] or [self]
+
+    def _panel(self, above: tuple[str, ...]) -> Table:
+        places = [n for n, column in enumerate(self.columns) if column.above in ((), above)]
+        return replace(
+            self,
+            caption=", ".join(above),
+            columns=tuple(replace(self.columns[place], above=()) for place in places),
+            rows=tuple(replace(r, cells=tuple(r.cells[p] for p in places)) for r in self.rows),
+        )
 
     def groups(self) -> Iterator[tuple[str | None, list[TableRow]]]:
         """Rows that follow one another under one heading."""

@@ -15,10 +15,8 @@ def as_csv(table: Table) -> str:
 
     Scores are as the records have them, 0.947 rather than 94.7.
     """
-    names = list(dict.fromkeys(name for record in table.records for name in record))
-    names = [*(name for name in names if name != "note"), *(name for name in names if name == "note")]
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, list(table.records[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: _plain(v) for k, v in record.items()} for record in table.records)
     return text.getvalue()

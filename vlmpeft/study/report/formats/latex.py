@@ -10,14 +10,15 @@ from vlmpeft.runtime.visible import visible
 from vlmpeft.study.report.document import Heading, Listing, Paragraph, Part
 from vlmpeft.study.report.table import NOTHING, Cell, Table
 
-PREAMBLE = r"% needs \usepackage[T1]{fontenc}, \usepackage{booktabs} and \usepackage{graphicx}"
+PREAMBLE = r"% needs \usepackage{booktabs} and \usepackage{graphicx}"
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "`": r"\`{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "[": "{[}", "]": "{]}",  # else an option of the \\ before it
-    "\N{DAGGER}": r"\textdagger{}",
+    "\N{DAGGER}": r"$\dagger$", "\N{MINUS SIGN}": "$-$", "\N{PLUS-MINUS SIGN}": r"$\pm$",
 }  # fmt: skip
+_WIDEST = 150  # characters of a line that can still be read when it is shrunk; a wider table is one panel a block
 # wide tables shrink to the width of the line, others stay as they are
 _SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
@@ -35,15 +36,15 @@ def escaped(text: str) -> str:
     '50\\% of a\\_b \\& \\{c\\} \\textbackslash{} $\\pm$ $-$2.5'
     """
     text = visible(" ".join(text.split()))
-    text = "".join(_SPECIAL.get(character) or _letter(character) for character in text)
-    text = re.sub(r"(?<![\w.}])-(?=\d)", "$-$", text)
-    return re.sub(r"(?<!\S)\+-(?!\S)", r"$\\pm$", text)
+    text = re.sub(r"(?<![\w.)-])-(?=\d)", "\N{MINUS SIGN}", text)
+    text = re.sub(r"(?<!\S)\+-(?!\S)", "\N{PLUS-MINUS SIGN}", text)
+    return "".join(_SPECIAL.get(character) or _letter(character) for character in text)
 
 
 def _letter(character: str) -> str:
-    """A character that every LaTeX sets, others by their number."""
-    plain = unicodedata.normalize("NFD", character)[0]
-    return character if plain.isascii() and character <= "\xff" else f"{{[}}U+{ord(character):04X}{{]}}"  # fmt: skip
+    """A character that every LaTeX sets; another one by its number."""
+    is_latin = character <= "\xff" and unicodedata.normalize("NFD", character)[0].isascii()
+    return character if is_latin else f"{{[}}U+{ord(character):04X}{{]}}"
 
 
 def _lines(part: Part) -> Iterator[str]:
@@ -67,14 +68,26 @@ def _indented(line: str) -> str:
 
 def _table_lines(table: Table) -> Iterator[str]:
     yield from (r"\begin{table}[htbp]", r"\centering", rf"\caption{{{escaped(table.caption)}}}")
-    yield from (rf"\label{{{table.label}}}", _SHRINK)
-    yield rf"\begin{{tabular}}{{{''.join('l' if c.is_text else 'r' for c in table.columns)}}}"
-    yield from (r"\toprule", *_headings(table), r"\midrule", *_body(table), r"\bottomrule")
-    yield from (r"\end{tabular}}", r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize")
+    yield rf"\label{{{table.label}}}"
+    panels = table.panels() if table.width > _WIDEST else [table]
+    for number, panel in enumerate(panels):
+        if number:
+            yield r"\par\medskip"
+        if panel is not table:
+            yield rf"{{\small {escaped(panel.caption)}}}\par\smallskip"
+        yield from _tabular(panel, table.footnotes)
+    yield from (r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize")
     for why, letter in table.footnotes.items():
         yield rf"\textsuperscript{{{letter}}} {escaped(why)}\par"
     yield from (rf"{escaped(note)}\par" for note in table.notes)
     yield from (r"\end{minipage}", r"\end{table}")
+
+
+def _tabular(table: Table, letters: dict[str, str]) -> Iterator[str]:
+    yield _SHRINK
+    yield rf"\begin{{tabular}}{{{''.join('l' if c.is_text else 'r' for c in table.columns)}}}"
+    yield from (r"\toprule", *_headings(table), r"\midrule", *_body(table, letters), r"\bottomrule")
+    yield r"\end{tabular}}"
 
 
 def _headings(table: Table) -> Iterator[str]:
@@ -92,8 +105,7 @@ def _headings(table: Table) -> Iterator[str]:
     yield f"{' & '.join(heads)} \\\\"
 
 
-def _body(table: Table) -> Iterator[str]:
-    letters = table.footnotes
+def _body(table: Table, letters: dict[str, str]) -> Iterator[str]:
     for number, (group, rows) in enumerate(table.groups()):
         if number:
             yield r"\addlinespace"

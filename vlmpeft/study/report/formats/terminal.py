@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from rich.cells import cell_len
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -13,39 +12,30 @@ from vlmpeft.study.report.table import Cell, Table
 
 
 def terminal_tables(table: Table, width: int | None = None) -> Iterator[RichTable]:
-    """The table; with several blocks, each with the rows' own columns beside it.
+    """The table; with several blocks one for each, with the rows' own columns beside it.
 
     Args:
         table: to be shown.
         width: characters of a line; columns that do not fit go into a table of their own, None is as many as there are.
     """
-    blocks = list(dict.fromkeys(column.above for column in table.columns if column.above))
-    for above in blocks or [()]:
-        places = [n for n, column in enumerate(table.columns) if column.above in ((), above)]
-        title = ": ".join((table.caption, *above))
-        for some in _packed(table, places, width):
-            yield _rich(table, some, title)
-
-
-def _packed(table: Table, places: list[int], width: int | None) -> Iterator[list[int]]:
-    """Columns that fit beside the first one."""
-    first, *waiting = places
-    sizes = {place: _width(table, place) for place in places}
-    while True:
-        some, left = [first], (width or sys.maxsize) - sizes[first] - 1
-        while waiting and (sizes[waiting[0]] <= left or len(some) == 1):
-            left -= sizes[waiting[0]]
-            some.append(waiting.pop(0))
-        yield some
-        if not waiting:
-            return
-
-
-def _width(table: Table, place: int) -> int:
-    """Characters of a column with its lines."""
     letters = table.footnotes
-    texts = (_cell(row.cells[place], letters) for row in table.rows)
-    return 3 + max([cell_len(table.columns[place].title), *(text.cell_len for text in texts)])
+    for panel in table.panels():
+        title = ": ".join(dict.fromkeys((table.caption, panel.caption)))
+        for places in _packed(panel, width or sys.maxsize):
+            yield _rich(panel, places, title, letters)
+
+
+def _packed(table: Table, width: int) -> Iterator[list[int]]:
+    """Places of columns that fit beside the first one."""
+    sizes = [3 + table.width_of(place) for place in range(len(table.columns))]  # line, footnote
+    places, left = [0], width - sizes[0]
+    for place in range(1, len(sizes)):
+        if sizes[place] > left and len(places) > 1:
+            yield places
+            places, left = [0], width - sizes[0]
+        places.append(place)
+        left -= sizes[place]
+    yield places
 
 
 def terminal_notes(table: Table) -> Iterator[str]:
@@ -54,12 +44,13 @@ def terminal_notes(table: Table) -> Iterator[str]:
     yield from table.notes
 
 
-def _rich(table: Table, places: list[int], title: str) -> RichTable:
+def _rich(
+    table: Table, places: list[int], title: str, letters: dict[str, str]
+) -> RichTable:
     shown = RichTable(title=Text(title))
     for place in places:
         column = table.columns[place]
         shown.add_column(Text(column.title), justify="left" if column.is_text else "right")
-    letters = table.footnotes
     for group, rows in table.groups():
         if group:
             shown.add_section()
