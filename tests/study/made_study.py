@@ -37,10 +37,20 @@ def scores_of(task, row, seed):
 def tuned_record(task, row, seed):
     """The record of a finished run."""
     mean = float(np.mean(scores_of(task, row, seed)))
-    split = {"exact_match": mean, "exact_match_chance_corrected": 1.25 * mean - 0.25, "loss": 3 - mean}
+    split = {
+        "exact_match": mean,
+        "exact_match_chance_corrected": 1.25 * mean - 0.25,
+        "loss": 3 - mean,
+    }
     before = {"exact_match": 0.05, "exact_match_chance_corrected": -0.1875, "loss": 9.0}
     kept = {"exact_match": 0.9 - 0.01 * seed}
-    strategies = [{"name": "Full" if row == "full" else "LoRA", "trainable": SIZES[row], "learning_rate": 3e-3}]
+    strategies = [
+        {
+            "name": "Full" if row == "full" else "LoRA",
+            "trainable": SIZES[row],
+            "learning_rate": 3e-3,
+        }
+    ]
     return make_record(
         row,
         seed,
@@ -95,7 +105,9 @@ def write_made_study(folder, rows=ROWS, **info):
         for seed in range(3)
         if (task, row, seed) not in (("gauge", "lora_v", 2), ("gauge", "prompt_l", 1))
     ]
-    records.append(failed_record("lora_v", 2, "CUDA out of memory:\n tried to allocate 2 GiB", "gauge"))
+    records.append(
+        failed_record("lora_v", 2, "CUDA out of memory:\n tried to allocate 2 GiB", "gauge")
+    )
     given = {"title": "Where to adapt", "name": "made", "reference": "lora_l", "full": "full"}
     write_study(folder, rows, records, **(given | info))
     for record in records:

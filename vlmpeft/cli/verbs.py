@@ -266,7 +266,7 @@ def chat(
 
 
 def table(
-    dir: str,
+    folder: str,
     format: Literal["md", "tex", "csv", "html"] | None = None,
     spec: str | None = None,
     appendix: bool = False,
@@ -277,7 +277,7 @@ def table(
     """A study's records as a table: means over seeds, differences from the reference with intervals, sizes and costs.
 
     Args:
-        dir: results/NAME, or any folder of run folders.
+        folder: of the study, results/NAME, or of run folders, runs.
         format: default by the ending of --out, else a table for the terminal.
         spec: YAML with columns, rows, names and order (docs/studies.md).
         appendix: how the numbers came to be, in place of the table: settings, budgets, data, prompts, versions, BibTeX.
@@ -289,7 +289,7 @@ def table(
     from vlmpeft.study.report.spec import Spec, narrowed, read_spec
 
     wanted = narrowed(read_spec(spec) if spec else Spec(), metric, task)
-    show_table(Path(dir), wanted, format, Path(out) if out else None)
+    show_table(Path(folder), wanted, format, Path(out) if out else None, appendix=appendix)
 
 
 def doctor() -> None:
@@ -331,7 +331,7 @@ VERBS = {
     "merge": Verb("merge", merge, knobs="vlmpeft.merging.recipe.Recipe", check=_check_merge),
     "export": Verb("export", export),
     "chat": Verb("chat", chat),
-    "table": Verb("table", table, positional=("dir",)),
+    "table": Verb("table", table, positional=("folder",)),
     "doctor": Verb("doctor", doctor),
 }
 DATA = {

@@ -75,6 +75,16 @@ COLUMNS: Mapping[str, Kind] = {
     "memory": Kind("peak memory, GB", "task", cost_cells.memory, "most over seeds, 1e9 bytes"),
     "adapter_bytes": Kind("adapter, bytes", "base", cost_cells.adapter_bytes, "size of the adapter folder"),
 }  # fmt: skip
-DEFAULT = (
-    "row trainable percent score n difference p percent_of_full blank retention retention_change"
-).split()
+DEFAULT = [
+    "row",
+    "trainable",
+    "percent",
+    "score",
+    "n",
+    "difference",
+    "p",
+    "percent_of_full",
+    "blank",
+    "retention",
+    "retention_change",
+]

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.study.report.entries import ZERO_SHOT, Block, Entry, Index, illegal_reason, means
+from vlmpeft.study.report.entries import (
+    ZERO_SHOT,
+    Block,
+    Entry,
+    Index,
+    illegal_reason,
+    means,
+    without_folders,
+)
 from vlmpeft.study.report.records import BASE_ROW, Row, Study
 from vlmpeft.study.report.spec import Spec, chosen
 from vlmpeft.study.report.statistics import Comparison, compare_rows, in_family
@@ -150,7 +158,8 @@ class Contents:
             )
         except UserError as error:
             place = f"{entry.row.title} on {entry.block.task}"
-            self.not_compared[place] = str(error).replace(f"{self.study.folder}/", "")
+            text = str(error).replace(f"{self.study.folder}/", "")
+            self.not_compared[place] = without_folders(text)
             return None
 
     def _in_families(
@@ -180,4 +189,4 @@ class Contents:
 
 
 def _own(names: Sequence[str]) -> dict[str, str]:
-    return {name: name for name in names}
+    return {name: without_folders(name) for name in names}

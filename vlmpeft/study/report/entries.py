@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Entry:
         """Why there are fewer scores than seeds."""
         if reason := illegal_reason(self.row, self.block):
             return (reason,)
-        return tuple(f"{seed_name(run)} failed: {_error(run)}" for run in self.failed)
+        return tuple(f"{seed_name(run)} failed: {error_of(run)}" for run in self.failed)
 
     def scores(
         self, metric: str | None = None, split: str | None = None, state: str = "tuned"
@@ -162,8 +163,18 @@ def _as_base(run: Run) -> Run:
     return Run(run.folder, kept | {"row": BASE_ROW, "trainable": 0, "metrics": {"tuned": scores}})
 
 
-def _error(run: Run) -> str:
-    text = " ".join(str(run.record.get("error") or "no reason was recorded").split())
+def without_folders(text: object) -> str:
+    """Text on one line, of absolute paths the last part: where a study was made is nobody's business.
+
+    >>> without_folders("no file /home/me/data/a.json, see https://x.org/y")
+    'no file a.json, see https://x.org/y'
+    """
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+", "", " ".join(str(text).split()))
+
+
+def error_of(run: Run) -> str:
+    """Why a run failed, on one line."""
+    text = without_folders(run.record.get("error") or "no reason was recorded")
     return text if len(text) <= _OF_ERRORS else text[: _OF_ERRORS - 3] + "..."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 from vlmpeft.study.report import cost_cells
 from vlmpeft.study.report.columns import COLUMNS, DEFAULT, Kind
 from vlmpeft.study.report.contents import Contents
-from vlmpeft.study.report.entries import Block, Entry
+from vlmpeft.study.report.entries import Block, Entry, without_folders
 from vlmpeft.study.report.notes import notes
 from vlmpeft.study.report.pivot import pivoted
 from vlmpeft.study.report.records import Row, Study
 from vlmpeft.study.report.spec import Spec, chosen
 from vlmpeft.study.report.table import NOTHING, Cell, Column, Table, TableRow
 
+_NO_LABEL = r"[^A-Za-z0-9:._-]"  # characters
 _LEVELS = ("row", "base", "task", "metric")
 
 
@@ -49,7 +51,7 @@ def make_table(study: Study, spec: Spec = Spec()) -> Table:  # noqa: B008  a val
     )
     table = Table(
         caption=spec.caption or study.info.title,
-        label=spec.label or f"tab:{study.info.name}",
+        label=spec.label or f"tab:{re.sub(_NO_LABEL, '-', study.info.name)}",
         columns=tuple(place.column for place in placed),
         rows=rows,
         notes=tuple(notes(contents, {place.column.name for place in placed})),
@@ -161,7 +163,8 @@ def _records(contents: Contents, kinds: Mapping[str, Kind]) -> list[dict[str, An
     records = []
     for (row, block), values in zip(pairs, shown, strict=True):
         record: dict[str, Any] = {"row": row.name, "title": row.title, "group": row.group}
-        record |= {"base": block.base, "task": block.task, "metric": block.metric}
+        record |= {"base": without_folders(block.base), "task": without_folders(block.task)}
+        record["metric"] = block.metric
         record = {label: row.variables.get(label) for label in labels} | record
         for name in kinds:
             if name not in record:

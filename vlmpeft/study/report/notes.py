@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 
 from vlmpeft.study.report import numerals
+from vlmpeft.study.report.caveats import caveats
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.entries import Block
 from vlmpeft.study.report.records import Run
 from vlmpeft.study.report.table import MARKS
-from vlmpeft.study.report.warnings import warnings
 
 
 def notes(contents: Contents, columns: Collection[str]) -> Iterator[str]:
@@ -24,7 +24,7 @@ def notes(contents: Contents, columns: Collection[str]) -> Iterator[str]:
     yield from _about_comparisons(contents, columns)
     yield from _about_columns(contents, columns)
     yield from _about_settings(contents)
-    yield from warnings(contents)
+    yield from caveats(contents)
     yield _about_records(contents)
 
 
@@ -41,7 +41,9 @@ def _about_comparisons(contents: Contents, columns: Collection[str]) -> Iterator
         yield "No row is the reference, so nothing is compared; reference: in a spec names one."
         return
     info = contents.study.info
-    title = next((r.title for r in contents.rows if r.name == contents.reference), contents.reference)
+    title = next(
+        (r.title for r in contents.rows if r.name == contents.reference), contents.reference
+    )
     found = [one for block in contents.blocks for one in contents.comparisons(block)]
     if not found:
         return

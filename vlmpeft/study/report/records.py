@@ -197,6 +197,7 @@ class Study:
         failed: runs that ended in an error.
         damaged: records that cannot be read, with the reason.
         searched: finished runs of the search for settings.
+        search_failed: runs of the search that ended in an error.
     """
 
     folder: Path
@@ -205,6 +206,7 @@ class Study:
     failed: tuple[Run, ...] = ()
     damaged: tuple[tuple[Path, str], ...] = ()
     searched: tuple[Run, ...] = ()
+    search_failed: tuple[Run, ...] = ()
 
     def of(self, row: str, task: str | None = None, base: str | None = None) -> list[Run]:
         """The finished runs of a row, by seed."""
@@ -235,10 +237,20 @@ def read_study(folder: Path | str) -> Study:
         raise UserError(
             f"study {folder} has no record yet; python -m vlmpeft sweep STUDY.yaml makes them"
         )
-    info = read_info(folder) if (folder / STUDY_FILE).is_file() else _info_of(folder.name, runs)
+    info = (
+        read_info(folder)
+        if (folder / STUDY_FILE).is_file()
+        else _info_of(folder.resolve().name, runs)
+    )
     failed = tuple(run for run in runs if not run.is_done)
     return Study(
-        folder, info, done, failed, tuple(damaged), tuple(r for r in searched if r.is_done)
+        folder,
+        info,
+        done,
+        failed,
+        tuple(damaged),
+        tuple(run for run in searched if run.is_done),
+        tuple(run for run in searched if not run.is_done),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
@@ -27,7 +27,6 @@ class Cell:
     values: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
     reasons: tuple[str, ...] = ()
-
 
     @property
     def mark(self) -> str:
@@ -132,3 +131,25 @@ def _letter(number: int) -> str:
     """
     quotient, rest = divmod(number, 26)
     return (_letter(quotient - 1) if quotient else "") + chr(ord("a") + rest)
+
+
+def text_table(
+    heads: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    notes: Sequence[str] = (),
+    numbers: Collection[str] = (),
+) -> Table:
+    """A table of texts.
+
+    Args:
+        heads: titles of the columns.
+        lines: one text a column.
+        caption: above it.
+        notes: below it.
+        numbers: heads of columns that stand to the right.
+    """
+    columns = tuple(Column(head, head, is_text=head not in numbers) for head in heads)
+    rows = tuple(TableRow("", None, tuple(map(Cell, line))) for line in lines)
+    return Table(caption, "", columns, rows, tuple(notes))

@@ -18,6 +18,8 @@ _SPECIAL = {
     "[": "{[}", "]": "{]}",  # else an option of the \\ before it
     "\N{DAGGER}": r"$\dagger$", "\N{MINUS SIGN}": "$-$", "\N{PLUS-MINUS SIGN}": r"$\pm$",
 }  # fmt: skip
+_LISTED = 100  # characters of a line of a listing that fit on a page
+_END = r"\end{verbatim}"
 _WIDEST = 150  # characters of a line that can still be read when it is shrunk; a wider table is one panel a block
 # wide tables shrink to the width of the line, others stay as they are
 _SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
@@ -54,21 +56,30 @@ def _lines(part: Part) -> Iterator[str]:
         case Paragraph():
             yield escaped(part.text) + r"\par"
         case Listing():
-            yield r"{\footnotesize\ttfamily\raggedright"
-            yield from (f"{_indented(line)}\\par" for line in part.text.splitlines())
-            yield "}"
+            yield from _listing(part.text)
         case Table():
             yield from _table_lines(part)
 
 
+def _listing(text: str) -> Iterator[str]:
+    """Word for word, so that BibTeX can be copied out; what LaTeX could not set that way, escaped."""
+    lines = text.splitlines()
+    if all(line.isascii() and line.isprintable() and len(line) < _LISTED for line in lines) and _END not in text:  # fmt: skip
+        yield from (r"{\footnotesize", r"\begin{verbatim}", *lines, _END, "}")
+    else:
+        yield from (r"{\footnotesize\ttfamily\raggedright", *map(_indented, lines), "}")
+
+
 def _indented(line: str) -> str:
     spaces = len(line) - len(line.lstrip())
-    return r"\noindent" + rf"\hspace*{{{spaces / 2:g}em}}" + escaped(line)
+    return r"\noindent" + rf"\hspace*{{{spaces / 2:g}em}}" + escaped(line) + r"\par"
 
 
 def _table_lines(table: Table) -> Iterator[str]:
-    yield from (r"\begin{table}[htbp]", r"\centering", rf"\caption{{{escaped(table.caption)}}}")
-    yield rf"\label{{{table.label}}}"
+    yield from (r"\begin{table}[htbp]", r"\centering")
+    if table.caption:
+        yield rf"\caption{{{escaped(table.caption)}}}"
+        yield rf"\label{{{table.label}}}"
     panels = table.panels() if table.width > _WIDEST else [table]
     for number, panel in enumerate(panels):
         if number:

@@ -10,7 +10,9 @@ from vlmpeft.study.report.document import Heading, Listing, Paragraph, Part
 from vlmpeft.study.report.table import Cell, Column, Table
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_ACTING = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|^[\[#]|(?<=\])[(\[:]")  # links begin with ](, ][ or ]:
+_ACTING = re.compile(
+    r"[\\`*|~$]|(?<!\w)_|_(?!\w)|^[\[#]|(?<=\])[(\[:]"
+)  # links begin with ](, ][ or ]:
 
 
 def markdown(parts: Iterable[Part]) -> str:

@@ -44,9 +44,7 @@ def terminal_notes(table: Table) -> Iterator[str]:
     yield from table.notes
 
 
-def _rich(
-    table: Table, places: list[int], title: str, letters: dict[str, str]
-) -> RichTable:
+def _rich(table: Table, places: list[int], title: str, letters: dict[str, str]) -> RichTable:
     shown = RichTable(title=Text(title))
     for place in places:
         column = table.columns[place]

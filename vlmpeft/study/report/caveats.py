@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlmpeft.study.report.contents import Contents
-from vlmpeft.study.report.entries import seed_name
+from vlmpeft.study.report.entries import seed_name, without_folders
 from vlmpeft.study.report.records import BASE_ROW, Run
 
 _SCHEDULE = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision")
@@ -15,7 +15,7 @@ _NO_MATTER = ("seed", "path", "image_dir", "num_workers", "cache_bytes")
 _SHOWN = 40  # characters of a value
 
 
-def warnings(contents: Contents) -> Iterator[str]:
+def caveats(contents: Contents) -> Iterator[str]:
     """What is mixed, missing or unlike among the records."""
     study = contents.study
     yield from _mixed(study.runs)
@@ -26,7 +26,7 @@ def warnings(contents: Contents) -> Iterator[str]:
     yield from _elsewhere(contents)
     for path, reason in study.damaged:
         name = path.relative_to(study.folder).as_posix()
-        yield f"Left out: {reason.replace(str(path), name)}"
+        yield f"Left out: {without_folders(reason.replace(str(path), name))}"
 
 
 def _mixed(runs: Sequence[Run]) -> Iterator[str]:
