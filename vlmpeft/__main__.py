@@ -21,6 +21,7 @@ fine-tune vision-language models, component by component
   data        check, template, workbench: look at data, begin a data set, write a built-in one
   merge       several adapters -> one   --adapters A B --method ties --out DIR
   export      adapter -> merged checkpoint, PEFT folder, vLLM folder   --adapter DIR --to merged --out DIR
+  table       records of a study as a table   DIR --format md|tex|csv|html --spec paper.yaml
   chat        a conversation in the terminal   --adapter [NAME=]DIR --image PNG --once QUESTION
   doctor      versions, devices, one tiny step
 
@@ -113,7 +114,8 @@ def _data(verb: str, args: list[str]) -> None:
 
 VERBS: dict[str, Callable[[str, list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _run),
-    **dict.fromkeys(("plan", "estimate", "sweep", "merge", "export", "chat", "doctor"), _typed),
+    **dict.fromkeys(("plan", "estimate", "merge", "export", "chat", "doctor"), _typed),
+    **dict.fromkeys(("sweep", "table"), _typed),
     "data": _data,
 }
 

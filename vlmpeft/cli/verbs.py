@@ -311,6 +311,36 @@ def chat(
     talk(settings)
 
 
+# -- of studies ------------------------------------------------------------------------------------
+
+
+def table(
+    folder: str,
+    format: Literal["md", "tex", "csv", "html"] | None = None,
+    spec: str | None = None,
+    appendix: bool = False,
+    metric: list[str] = [],  # noqa: B006  read only
+    task: list[str] = [],  # noqa: B006  read only
+    out: str | None = None,
+) -> None:
+    """A study's records as a table: means over seeds, differences from the reference with intervals, sizes and costs.
+
+    Args:
+        folder: of the study, results/NAME, or of run folders, runs.
+        format: default by the ending of --out, else a table for the terminal.
+        spec: YAML with columns, rows, names and order (docs/studies.md).
+        appendix: how the numbers came to be, in place of the table: settings, budgets, data, prompts, versions, BibTeX.
+        metric: one or several; default the primary one of each task.
+        task: one or several; default every task.
+        out: file that is written; default stdout.
+    """
+    from vlmpeft.cli.table import show_table
+    from vlmpeft.study.report.spec import Spec, narrowed, read_spec
+
+    wanted = narrowed(read_spec(spec) if spec else Spec(), metric, task)
+    show_table(Path(folder), wanted, format, Path(out) if out else None, appendix=appendix)
+
+
 def doctor() -> None:
     """Versions, devices, and one tiny training step; exit code 4 if it does not train."""
     _declare()
@@ -351,6 +381,7 @@ VERBS = {
     "merge": Verb("merge", merge, knobs="vlmpeft.merging.recipe.Recipe", check=_check_merge),
     "export": Verb("export", export),
     "chat": Verb("chat", chat),
+    "table": Verb("table", table, positional=("folder",)),
     "doctor": Verb("doctor", doctor),
 }
 DATA = {

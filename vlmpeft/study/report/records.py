@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.runtime.records import SCHEMA, read_items, read_record, write_json
+from vlmpeft.runtime.records import SCHEMA, read_record, write_json
+from vlmpeft.study.report.scored_items import read_scored
 
 STUDY_FILE = "study.json"
 RUNS, SEARCH = "runs", "search"
@@ -99,16 +101,24 @@ class Run:
 
     @property
     def task(self) -> str:
-        return str(self.record.get("task"))
+        return str(self.record.get("task") or self._configured("data", "train"))
 
     @property
     def base(self) -> str:
         base = self.record.get("base") or {}
-        return str(self.record.get("base_name") or base.get("id"))
+        name = self.record.get("base_name") or base.get("id")
+        return str(name or self._configured("model", "base", "path"))
 
     @property
     def seed(self) -> int | None:
-        return self.record.get("seed")
+        return self.record.get("seed", self._configured("seed_everything"))
+
+    def _configured(self, *path: str) -> Any:
+        """What the config says, which is all that a failed `fit` leaves."""
+        value: Any = self.record.get("config")
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
     @property
     def is_done(self) -> bool:
@@ -158,8 +168,8 @@ def read_scores(path: Path, cluster: str = "image") -> Items:
         UserError: it is not there, or damaged.
     """
     try:
-        items = sorted(read_items(path), key=lambda item: str(item["id"]))
-        names = dict.fromkeys(name for item in items for name in item["scores"])
+        items = sorted(read_scored(path), key=lambda item: str(item["id"]))
+        names = dict.fromkeys(chain.from_iterable(item["scores"] for item in items))
         scores = {n: np.array([i["scores"].get(n, np.nan) for i in items], float) for n in names}
         ids = tuple(str(item["id"]) for item in items)
         clusters = tuple(_cluster(item, cluster) for item in items)
@@ -187,6 +197,7 @@ class Study:
         failed: runs that ended in an error.
         damaged: records that cannot be read, with the reason.
         searched: finished runs of the search for settings.
+        search_failed: runs of the search that ended in an error.
     """
 
     folder: Path
@@ -195,6 +206,7 @@ class Study:
     failed: tuple[Run, ...] = ()
     damaged: tuple[tuple[Path, str], ...] = ()
     searched: tuple[Run, ...] = ()
+    search_failed: tuple[Run, ...] = ()
 
     def of(self, row: str, task: str | None = None, base: str | None = None) -> list[Run]:
         """The finished runs of a row, by seed."""
@@ -225,10 +237,20 @@ def read_study(folder: Path | str) -> Study:
         raise UserError(
             f"study {folder} has no record yet; python -m vlmpeft sweep STUDY.yaml makes them"
         )
-    info = read_info(folder) if (folder / STUDY_FILE).is_file() else _info_of(folder.name, done)
+    info = (
+        read_info(folder)
+        if (folder / STUDY_FILE).is_file()
+        else _info_of(folder.resolve().name, runs)
+    )
     failed = tuple(run for run in runs if not run.is_done)
     return Study(
-        folder, info, done, failed, tuple(damaged), tuple(r for r in searched if r.is_done)
+        folder,
+        info,
+        done,
+        failed,
+        tuple(damaged),
+        tuple(run for run in searched if run.is_done),
+        tuple(run for run in searched if not run.is_done),
     )
 
 
