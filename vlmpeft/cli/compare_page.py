@@ -36,7 +36,7 @@ tr.shown td { font-weight: bold; }
 .card { border: 1px solid var(--line); border-radius: 6px; padding: .6rem; overflow-wrap: anywhere; }
 .card img { max-width: 100%; min-width: 128px; background: var(--soft); image-rendering: pixelated; }
 .card dl { display: grid; grid-template-columns: 5rem 1fr; gap: .2rem .5rem; margin: .4rem 0 0; } dt { opacity: .7; }
-dd { margin: 0; white-space: pre-wrap; }
+dd { margin: 0; white-space: pre-wrap; } small { display: block; }
 </style></head><body>
 <h1>{{ b }}<br>against {{ a }}</h1>
 {% for table in tables %}
