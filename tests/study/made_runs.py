@@ -14,10 +14,9 @@ def made_run(scores, seed=0, metric="exact_match", clusters=None):
     ids = tuple(f"item-{n:05}" for n in range(len(scores)))
     tuned = {"test": {metric: float(np.nanmean(scores))}}
     record = {"status": "done", "seed": seed, "primary": metric, "metrics": {"tuned": tuned}}
-    run = Run(Path(f"made-seed{seed}"), record)
     clusters = ids if clusters is None else tuple(map(str, clusters))
-    run.__dict__["items"] = Items(ids, clusters, {metric: scores}, tuple({} for _ in ids))
-    return run
+    items = Items(ids, clusters, {metric: scores}, tuple({} for _ in ids))
+    return Run(Path(f"made-seed{seed}"), record).with_items(items)
 
 
 def made_row(matrix, **options):

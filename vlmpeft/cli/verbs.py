@@ -341,6 +341,57 @@ def table(
     show_table(Path(folder), wanted, format, Path(out) if out else None, appendix=appendix)
 
 
+def compare(
+    a: str,
+    b: str,
+    data: str | None = None,
+    image_dir: str | None = None,
+    limit: int | None = None,
+    metric: str | None = None,
+    group_by: str | None = None,
+    fail_if: list[str] = [],  # noqa: B006  read only
+    cluster: str = "image",
+    margin: float = 0.01,
+    worst: int = 10,
+    html: str | None = None,
+    allow_strategy: str | None = None,
+    json: bool = False,
+) -> None:
+    """Compare B with A on the same items: differences with intervals and tests, and what got worse.
+
+    A and B are run folders, adapter folders, or rows of a study, STUDY:ROW[:TASK[:BASE]]. Exit code 4 if --fail_if holds.
+
+    Args:
+        a: the reference.
+        b: what is compared with it.
+        data: score both on this file first; then a bare adapter folder and `base` are taken as well.
+        image_dir: what image paths are relative to; default the data's own folder.
+        limit: items of --data that are scored.
+        metric: this one only; default all that both have.
+        group_by: field of items; default the run's data.group_by, else kind.
+        fail_if: conditions on B - A, e.g. "exact_match < -0.01"; METRIC.low and METRIC.high are the ends of the interval.
+        cluster: items of one value are not independent: image, or a field.
+        margin: differences below it count as equivalent.
+        worst: how many of the items that got worse are shown.
+        html: write a page with thumbnails to this file.
+        allow_strategy: strategies of your own that an adapter may name, mine.A,mine.B; they are imported.
+        json: print JSON and nothing else.
+    """
+    settings = SimpleNamespace(**_given(locals()))
+    for name in ("limit", "allow_strategy"):
+        if getattr(settings, name) is not None and data is None:
+            raise UserError(f"compare: --{name} has no effect without --data FILE; leave it out")
+    if not 0 < margin < float("inf"):
+        raise UserError(f"compare: --margin {margin:g} is no difference; give a number above 0")
+    if worst < 0 or (limit is not None and limit < 1):
+        raise UserError("compare: --worst and --limit are numbers of items; give 0 and 1 or more")
+    if data:
+        _declare()
+    from vlmpeft.cli.compare import compare_two
+
+    compare_two(settings)
+
+
 def doctor() -> None:
     """Versions, devices, and one tiny training step; exit code 4 if it does not train."""
     _declare()
@@ -382,6 +433,7 @@ VERBS = {
     "export": Verb("export", export),
     "chat": Verb("chat", chat),
     "table": Verb("table", table, positional=("folder",)),
+    "compare": Verb("compare", compare, positional=("a", "b")),
     "doctor": Verb("doctor", doctor),
 }
 DATA = {

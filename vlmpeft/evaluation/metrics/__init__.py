@@ -1,7 +1,7 @@
 """Scores of a generated answer against the expected ones.
 
 In: answers of a model, each with its references. Out: one number a split, or several.
-May import: runtime and the JSON Schema of data.
+May import: runtime and the JSON values and schemas of data.
 """
 
 from vlmpeft.data.json_schema import load_schema, schema_violations

@@ -16,8 +16,7 @@ from vlmpeft.data.json_schema import (
     schema_violations,
     violation,
 )
-from vlmpeft.evaluation.metrics.base import Answer, TextMetric
-from vlmpeft.evaluation.metrics.json_values import (
+from vlmpeft.data.json_values import (
     Values,
     bag,
     canonical,
@@ -27,6 +26,7 @@ from vlmpeft.evaluation.metrics.json_values import (
     read_fields,
     same_fields,
 )
+from vlmpeft.evaluation.metrics.base import Answer, TextMetric
 from vlmpeft.runtime.errors import UserError
 
 __all__ = ["JsonFields", "load_schema", "schema_violations"]

@@ -156,6 +156,12 @@ class Run:
         """
         return read_scores(self.folder / "items.jsonl.gz")
 
+    def with_items(self, items: Items) -> Run:
+        """The same run with these scores of items in place of those on disk."""
+        other = Run(self.folder, self.record)
+        other.__dict__["items"] = items
+        return other
+
 
 def read_scores(path: Path, cluster: str = "image") -> Items:
     """The scores of an `items.jsonl.gz`.
@@ -168,15 +174,25 @@ def read_scores(path: Path, cluster: str = "image") -> Items:
         UserError: it is not there, or damaged.
     """
     try:
-        items = sorted(read_scored(path), key=lambda item: str(item["id"]))
-        names = dict.fromkeys(chain.from_iterable(item["scores"] for item in items))
-        scores = {n: np.array([i["scores"].get(n, np.nan) for i in items], float) for n in names}
-        ids = tuple(str(item["id"]) for item in items)
-        clusters = tuple(_cluster(item, cluster) for item in items)
+        return scores_of(read_scored(path), cluster)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"items {path} cannot be read: {error}; remove the run's folder and run the study again"
         ) from error
+
+
+def scores_of(items: Iterable[Mapping[str, Any]], cluster: str = "image") -> Items:
+    """The scores of items as `items.jsonl.gz` has them.
+
+    Args:
+        items: in any order.
+        cluster: image, or a field whose equal values belong together.
+    """
+    items = sorted(items, key=lambda item: str(item["id"]))
+    names = dict.fromkeys(chain.from_iterable(item["scores"] for item in items))
+    scores = {n: np.array([i["scores"].get(n, np.nan) for i in items], float) for n in names}
+    ids = tuple(str(item["id"]) for item in items)
+    clusters = tuple(_cluster(item, cluster) for item in items)
     return Items(ids, clusters, scores, tuple(item.get("fields") or {} for item in items))
 
 

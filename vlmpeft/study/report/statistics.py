@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, ndtri, stdtr, stdtrit
 
 from vlmpeft.study.report.pairing import is_corpus_level, tabulate
 from vlmpeft.study.report.records import Run
@@ -14,6 +14,7 @@ from vlmpeft.study.report.resampling import PERMUTATIONS, RESAMPLES, sign_flip_p
 from vlmpeft.study.report.standard_error import Spread, mean, spread
 
 LEVEL, POWER = 0.05, 0.80
+_FEWEST = 6  # clusters that differ, all the same way, for p = 2 / 2^6 < 0.05
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,15 @@ def minimum_detectable(error: Spread, clusters: int) -> float:
     """True difference that a two-sided test at 5 % finds with 80 % power: (t_.975 + t_.80) x standard error.
 
     With many seeds that is 2.80 standard errors (Bloom 1995, doi:10.1177/0193841X9501900504). Where every cluster has the same
-    difference, it is the share of clusters of which at least one would have been seen with 95 %: 1 - .05^(1/C).
+    difference, it is the share of clusters with another outcome that gives the sign test its six with 80 %, for p < 0.05; that
+    is right for scores of 0 or 1.
     """
     if error.error == 0:
-        return 1 - LEVEL ** (1 / clusters)
+        return (
+            float(betaincinv(_FEWEST, clusters - _FEWEST + 1, POWER))
+            if clusters >= _FEWEST
+            else 1.0
+        )
     quantiles = stdtrit(error.freedom, 1 - LEVEL / 2) + stdtrit(error.freedom, POWER)
     return float(quantiles * error.error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from vlmpeft.data.json_schema import FieldPath, parse_json
@@ -74,6 +74,24 @@ def same_fields(got: Values | None, want: Values) -> bool:
 def is_hit(path: FieldPath, got: Values, want: Values) -> bool:
     """Whether the field is there on both sides, with equal values."""
     return path in got and path in want and canonical(got[path]) == canonical(want[path])
+
+
+def field_hits(generated: str, references: Sequence[str]) -> dict[FieldPath, bool]:
+    """Which fields of the best reference an answer has right; none if no reference is a JSON object.
+
+    >>> field_hits('{"a": 1, "b": 2}', ['{"a": 1, "b": 3}'])
+    {('a',): True, ('b',): False}
+    """
+    try:
+        wanted = [read_fields(text) for text in references]
+    except ValueError:
+        return {}
+    try:
+        got = read_fields(generated)
+    except ValueError:
+        got = None
+    want = max(wanted, key=lambda fields: field_f1(got, fields))
+    return {path: got is not None and is_hit(path, got, want) for path in want}
 
 
 def bag(fields: Values, path: FieldPath, many: bool) -> Counter[Hashable]:
