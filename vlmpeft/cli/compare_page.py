@@ -14,7 +14,8 @@ import jinja2
 from vlmpeft.cli.compare import COLUMNS, named_cells, notes
 from vlmpeft.data.conversation import Image
 from vlmpeft.data.images import open_image
-from vlmpeft.data.workbench.build import PREFIX, cached_task
+from vlmpeft.data.workbench.build import cached_task
+from vlmpeft.data.workbench.reference import PREFIX
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_atomically
 from vlmpeft.study.report.compare import Differences, Worse

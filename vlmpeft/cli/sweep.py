@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from vlmpeft.cli.run_resolver import RunResolver
 from vlmpeft.cli.sweep_tables import print_outline
 from vlmpeft.runtime.visible import terminal_console
-from vlmpeft.study.outline import outline
-from vlmpeft.study.resolving import resolve_study
+from vlmpeft.study.outline import ProbeSeconds, outline
+from vlmpeft.study.resolving import ResolvedStudy, resolve_study
 from vlmpeft.study.selection import select
 from vlmpeft.study.spec import StudySpec
 
@@ -34,8 +34,18 @@ def sweep_study(spec: StudySpec, wishes: SimpleNamespace) -> None:
 
             run_sweep(study, cells, wishes)
             return
-        found = outline(study, cells, wishes.folder)
+        found = outline(study, cells, wishes.folder, _prober(study))
     if wishes.json:
         print(json.dumps(found))  # noqa: T201
     else:
         print_outline(terminal_console(), found)
+
+
+def _prober(study: ResolvedStudy) -> ProbeSeconds:
+    """Twenty steps of a run of each task and base."""
+    from vlmpeft.cli.study_runs import RunOpener
+    from vlmpeft.study.probing import Prober, StepTimes
+    from vlmpeft.study.worker import Worker
+
+    times = StepTimes()
+    return Prober(Worker(RunOpener([times])), times, study.spec.search)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from vlmpeft.base.spec import BaseSpec
-from vlmpeft.data.workbench.build import PREFIX, TASKS
-from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.data.workbench.reference import PREFIX, read_reference
+from vlmpeft.runtime.errors import UserError
 from vlmpeft.strategies.plan import Plan
 from vlmpeft.study.candidates import candidates_of
 from vlmpeft.study.cells import Cell, IllegalCell, cells_of
@@ -166,8 +166,8 @@ def _check_tasks(spec: StudySpec) -> None:
     """Raise a UserError for a task of the workbench that there is not."""
     for task, settings in spec.tasks.items():
         for value in settings.values():
-            name = value.removeprefix(PREFIX) if isinstance(value, str) else None
-            if name is not None and name != value and name not in TASKS:
-                raise UserError(
-                    f"task {task}: unknown workbench task {name!r}.{did_you_mean(name, TASKS)}"
-                )
+            if isinstance(value, str) and value.startswith(PREFIX):
+                try:
+                    read_reference(value)
+                except UserError as error:
+                    raise UserError(f"task {task}: {error}") from error
