@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from vlmpeft.data.template import PLACEHOLDER, QUESTIONS, TemplateCount, write_template
 from vlmpeft.data.workbench.build import build_task
+from vlmpeft.data.workbench.preview import draw_preview
+from vlmpeft.runtime.errors import UserError
+from vlmpeft.runtime.records import write_atomically
 from vlmpeft.runtime.visible import visible
 
 
-def write_workbench(task: str, out: Path, seed: int) -> None:
-    """Write a task to disk, and say how many conversations it has."""
-    counts = build_task(task, out, seed)
-    print(visible(f"{out}: " + ", ".join(f"{n} {s}" for s, n in counts.items())))  # noqa: T201
+def write_workbench(task: str, out: Path | None, preview: Path | None, seed: int) -> None:
+    """Write a task to disk, a picture of all tasks, or both, and say what was written.
+
+    Raises:
+        UserError: nothing to write, an unknown task, a preview that would be no PNG.
+    """
+    if not out and not preview:
+        raise UserError("data workbench: give --out DIR, --preview FILE.png, or both")
+    if preview:
+        _write_preview(preview, seed)
+    if out:
+        counts = build_task(task, out, seed)
+        print(visible(f"{out}: " + ", ".join(f"{n} {s}" for s, n in counts.items())))  # noqa: T201
+
+
+def _write_preview(path: Path, seed: int) -> None:
+    if path.suffix.lower() != ".png":
+        raise UserError(f"data workbench: --preview {path} is written as PNG; end it with .png")
+    picture, held = draw_preview(seed), io.BytesIO()
+    picture.save(held, "PNG", optimize=True)
+    write_atomically(path, held.getvalue())
+    print(visible(f"{path}: {picture.width} x {picture.height} pixels"))  # noqa: T201
 
 
 def write_template_file(image_dir: Path, out: Path, questions: list[str] | None) -> None:

@@ -158,18 +158,22 @@ def template(image_dir: str, out: str, question: list[str] | None = None) -> Non
     write_template_file(Path(image_dir), Path(out), question)
 
 
-def workbench(task: str = "format", *, out: str, seed: int = 0) -> None:
-    """Write a built-in task as LLaVA-format JSON and PNG.
+def workbench(
+    task: str = "format", *, out: str | None = None, preview: str | None = None, seed: int = 0
+) -> None:
+    """Write a built-in task as LLaVA-format JSON and PNG, or a picture that shows all of them.
 
     Args:
-        task: which one.
+        task: which one: source, source_pictures, format, format_scene, style, gauge, paints or stock. Behind
+            it may stand the size of its shift and the number of training conversations: style@0.5,n=400.
         out: folder for *.json and images/.
+        preview: .png file: scenes of every task, with questions and answers.
         seed: other seeds give other scenes.
     """
     _declare()
     from vlmpeft.cli.data import write_workbench
 
-    write_workbench(task, Path(out), seed)
+    write_workbench(task, Path(out) if out else None, Path(preview) if preview else None, seed)
 
 
 # -- of adapters -----------------------------------------------------------------------------------
@@ -445,7 +449,7 @@ DATA_USAGE = """usage: python -m vlmpeft data COMMAND [options]
 
   check       what is in a config's data, before training   --config C [--html FILE] [--json]
   template    an annotation file to be filled in            --image_dir DIR --out FILE
-  workbench   write a built-in task as JSON and PNG         [TASK] --out DIR
+  workbench   write a built-in task as JSON and PNG         [TASK] --out DIR [--preview FILE.png]
 """
 
 

@@ -200,6 +200,11 @@ class VLMData(pl.LightningDataModule):
                 self._identity[split] = {"sha256": sha256, "conversations": number} | more
         return dict(self._identity)
 
+    def answer_limit(self, split: str) -> int:
+        """Most tokens of an answer: of the longest training answer, and of retention's own, which was learnt before."""
+        own = self.longest_answer[split] if split == "retention" else 0
+        return max(self.max_target_tokens, own)
+
     def prepared(self) -> list[str]:
         """The splits that were read, in order."""
         return [split for split in SPLITS if split in self._datasets]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +62,15 @@ class Scorer:
 
     def _concerns(self, metric: TextMetric, fields: Mapping[str, Any]) -> bool:
         return metric.groups is None or str(fields.get(str(self.group_by))) in metric.groups
+
+    @contextlib.contextmanager
+    def limited_to(self, max_new_tokens: int) -> Iterator[None]:
+        """Another length limit for the splits that are scored meanwhile."""
+        own, self.max_new_tokens = self.max_new_tokens, max_new_tokens
+        try:
+            yield
+        finally:
+            self.max_new_tokens = own
 
     def to(self, device: torch.device) -> None:
         """Move the metric states, so that they can be reduced over ranks."""

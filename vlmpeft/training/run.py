@@ -158,7 +158,7 @@ class FitRun:
             "base": {key: self.base[key] for key in ("fingerprint", "bits")},
             "data": self.data.identity()[split],
             "encoder": self.data.encoder.identity(),
-            "decoding": self.decoding,
+            "decoding": self.decoding | {"max_new_tokens": self.data.answer_limit(split)},
             "metrics": [metric.identity() for metric in self.module.metrics],
             "group_by": self.data.group_by,
             "evaluation": {
@@ -265,10 +265,11 @@ class FitRun:
     ) -> tuple[Scores, list[dict[str, Any]]]:
         with self.timed("score"):
             loader = self.data.scoring_loader(split, control)
-            device = self.trainer.strategy.root_device
-            return score_loader(
-                self.module.scorer, self.module.model, loader, device, self.module.autocast()
-            )
+            device, scorer = self.trainer.strategy.root_device, self.module.scorer
+            with scorer.limited_to(self.data.answer_limit(split)):
+                return score_loader(
+                    scorer, self.module.model, loader, device, self.module.autocast()
+                )
 
     def _save_adapter(self) -> Path:
         return save_adapter(
