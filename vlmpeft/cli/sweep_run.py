@@ -17,6 +17,7 @@ from vlmpeft.cli.sweep_view import SweepView, summary
 from vlmpeft.runtime.errors import GateFailed, Interrupted, UserError
 from vlmpeft.study.cells import Cell
 from vlmpeft.study.info import study_info
+from vlmpeft.study.launchers.subprocesses import make_in_subprocess
 from vlmpeft.study.outline import search_runs
 from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs
 from vlmpeft.study.records_on_disk import Accept
@@ -105,6 +106,7 @@ def _work(
         SearchRuns(candidates_of, search.seeds, search.steps, search.on) if search else None,
         Accept(wishes.redo, tuple(wishes.accept)),
         view,
+        make_in_subprocess if wishes.launcher == "subprocess" else None,
     )
     with stop.handled():
         runner.run()
@@ -180,6 +182,7 @@ def _start_worker(number: int, wishes: SimpleNamespace) -> subprocess.Popen:
 def _words(wishes: SimpleNamespace) -> list[str]:
     """The command of a worker: this one's, for one process."""
     words = [wishes.study, "--out", str(wishes.folder), "--yes=true", f"--redo={wishes.redo}"]
+    words += ["--launcher", wishes.launcher]
     if wishes.only:
         words += ["--only", *wishes.only]
     if wishes.accept:

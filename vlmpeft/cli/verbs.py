@@ -85,6 +85,7 @@ def sweep(
     only: list[str] = [],  # noqa: B006  read only
     seeds: str | None = None,
     jobs: int = 1,
+    launcher: Literal["process", "subprocess"] = "process",
     shard: str | None = None,
     redo: bool = False,
     accept: list[str] = [],  # noqa: B006  read only
@@ -101,6 +102,7 @@ def sweep(
         seeds: instead of those of the file, e.g. 0,1,2,3.
         jobs: processes that share the runs, each with its share of the cores or a GPU of its own. The same command may also be
             given in any number of terminals or jobs of a cluster that see the same folder.
+        launcher: process makes run after run in this process on one base in memory; subprocess gives each run a process of its own.
         shard: K/N makes only every N-th row, beginning with the K-th.
         redo: make finished runs of other settings than the file's again; without it they are refused.
         accept: keys in which a finished record may differ, e.g. data.train.

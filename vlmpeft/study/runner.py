@@ -13,10 +13,11 @@ from vlmpeft.runtime.records import write_json
 from vlmpeft.study.cells import Cell
 from vlmpeft.study.choosing import Tried, choose, search_record
 from vlmpeft.study.claims import Claims
+from vlmpeft.study.order import Make, Order
 from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs
 from vlmpeft.study.records_on_disk import Accept, RecordsOnDisk
 from vlmpeft.study.report.records import BASE_ROW, RUNS
-from vlmpeft.study.worker import Worker, write_base_record
+from vlmpeft.study.worker import Worker
 
 POLL_SECONDS = 1.0
 
@@ -61,10 +62,11 @@ class Runner:
         study: name of the study, for its records.
         folder: `results/<study>/`.
         cells: those that can be run.
-        worker: makes one run.
+        worker: knows what a run would be, and makes it in this process.
         search: how settings are searched for; None takes them as they are.
         accept: what is done with records of other settings.
         view: what is shown.
+        make: makes a run; default the worker.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Runner:
         search: SearchRuns | None,
         accept: Accept,
         view: View,
+        make: Make | None = None,
     ):
         self.study, self.folder, self.cells = study, folder, list(cells)
-        self.worker, self.search, self.view = worker, search, view
+        self.search, self.view = search, view
+        self.make: Make = make or worker.complete
         self.claims = Claims(folder / "claims")
         self.records = RecordsOnDisk(folder, worker, accept, time.time(), view.note)
         self.outcome = Outcome()
@@ -173,19 +177,23 @@ class Runner:
             "base_name": run.cell.base,
             "seed": run.seed,
         } | labels
+        base = self.folder / RUNS / run.cell.base / run.cell.task / BASE_ROW
+        order = Order(
+            run.name,
+            run.args,
+            str(self.folder / run.name),
+            labels,
+            None if run.is_search else str(base),
+        )
+        self.view.started(run)
         try:
-            fit = self.worker.prepare(run.args, self.folder / run.name)
-            self.view.started(run)
-            record = self.worker.make(fit, labels)
+            self.make(order)
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001  one row's failure is a record, not the study's end
             self._record_failure(run, labels, error)
-            return
-        self.outcome.made.append(run.name)
-        base = self.folder / RUNS / run.cell.base / run.cell.task / BASE_ROW
-        if not run.is_search and not (base / "result.json").is_file():
-            write_base_record(base, fit, record)
+        else:
+            self.outcome.made.append(run.name)
 
     def _record_failure(self, run: PlannedRun, labels: dict[str, Any], error: Exception) -> None:
         line = " ".join(str(error).split()) or type(error).__name__

@@ -16,6 +16,7 @@ from vlmpeft.base.spec import BaseSpec
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.runtime.records import read_json_or_none, write_items, write_json
 from vlmpeft.study.identity import plain
+from vlmpeft.study.order import Order
 from vlmpeft.study.report.records import BASE_ROW
 from vlmpeft.study.spectrum import singular_values
 from vlmpeft.training.frozen_tower import KeptOutputs
@@ -70,6 +71,19 @@ class Worker:
             run = self.prepare(args, Path(os.devnull))
             self._identities[key] = plain(run_identity(run))
         return self._identities[key] | {"seed": seed}
+
+    def complete(self, order: Order) -> None:
+        """Make a run from its arguments to its record, and the record of the base if there is none.
+
+        Raises:
+            UserError: see `make`.
+            Interrupted: see `make`.
+        """
+        run = self.prepare(order.args, Path(order.folder))
+        record = self.make(run, dict(order.labels))
+        base = Path(order.base_folder) if order.base_folder else None
+        if base and not (base / "result.json").is_file():
+            write_base_record(base, run, record)
 
     def make(self, run: FitRun, labels: dict[str, Any]) -> dict[str, Any]:
         """Train and score a prepared run; returns its record.
