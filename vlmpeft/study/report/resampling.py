@@ -21,7 +21,7 @@ def two_level_draws(
 ) -> np.ndarray:
     """Means under the two-level bootstrap: seeds are drawn with replacement, and independently of them clusters.
 
-    All runs see the same items, so the levels are crossed (the pigeonhole bootstrap of Owen 2007, arXiv:0705.1612, section 3).
+    All runs see the same items, so the levels are crossed (the pigeonhole bootstrap of Owen 2007, arXiv:0712.1111).
     An arm of one seed keeps it. The same shape and seed give the same draws, so tables are reproducible.
 
     Args:
