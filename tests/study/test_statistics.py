@@ -238,6 +238,14 @@ def test_the_interval_of_a_row_is_wilsons_about_and_stays_among_scores():
     assert interval(made_row(scores), "exact_match")[1] <= 1
 
 
+def test_two_seeds_that_disagree_leave_every_possible_difference_open():
+    a = np.zeros((2, 60))
+    b = np.stack([np.ones(60), np.zeros(60)])
+    a[:, 0] = 1
+    found = compare_rows(made_row(a), made_row(b), "exact_match")
+    assert (found.low, found.high) == (-1, 1)
+
+
 def test_a_score_of_the_whole_corpus_is_flagged():
     a, b = _study(np.random.default_rng(11))
     rows = made_row(a), made_row(b)
