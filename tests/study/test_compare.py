@@ -205,6 +205,7 @@ def test_what_is_no_condition_is_refused(text):
 def test_several_conditions_are_read_from_one_word_or_many():
     found = read_conditions(["a < -1, b.low > 2", "c <= 3"])
     assert [str(one) for one in found] == ["a < -1", "b.low > 2", "c <= 3"]
+    assert [one.name for one in read_conditions(["f1[red, blue] < 0"])] == ["f1[red, blue]"]
 
 
 def test_a_condition_on_what_is_not_there_is_no_pass(sides):

@@ -53,11 +53,11 @@ def test_seeds_that_vary_widen_the_draws():
 
 
 def test_arms_are_drawn_on_their_own():
-    a, b = _items(3) + np.arange(3)[:, None], _items(5, seed=7) + np.arange(5)[:, None]
+    a, b = (_items(4, seed=seed) + 2 * np.arange(4)[:, None] for seed in (1, 7))
     both = two_level_draws([b, -a], ONES)
-    by_seed = np.var(a.mean(1)) / 3 + np.var(b.mean(1)) / 5
+    by_seed = np.var(a.mean(1)) / 4 + np.var(b.mean(1)) / 4
     assert both.var() == pytest.approx(by_seed, rel=0.15)  # pictures add little here
-    assert both.mean() == pytest.approx(b.mean() - a.mean(), abs=0.02)
+    assert both.mean() == pytest.approx(b.mean() - a.mean(), abs=0.05)
 
 
 def test_draws_in_blocks_are_those_of_the_same_distribution(monkeypatch):

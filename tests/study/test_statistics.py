@@ -219,6 +219,14 @@ def test_items_without_a_score_are_left_out():
     assert found.difference == pytest.approx(kept.difference)
 
 
+def test_an_item_that_one_run_has_no_score_for_is_left_out_of_all():
+    a, b = (row.copy() for row in _study(np.random.default_rng(10)))
+    b[1, :20] = np.nan
+    found = compare_rows(made_row(a), made_row(b), "exact_match")
+    assert found.num_items == 40
+    assert found.difference == pytest.approx((b - a)[:, 20:].mean())
+
+
 def test_the_interval_of_a_row_is_wilsons_about_and_stays_among_scores():
     scores = np.zeros((1, 400))
     scores[:, :380] = 1
@@ -228,6 +236,14 @@ def test_the_interval_of_a_row_is_wilsons_about_and_stays_among_scores():
     scores[:, 1:] = 1
     scores[:, 0] = 0
     assert interval(made_row(scores), "exact_match")[1] <= 1
+
+
+def test_two_seeds_that_disagree_leave_every_possible_difference_open():
+    a = np.zeros((2, 60))
+    b = np.stack([np.ones(60), np.zeros(60)])
+    a[:, 0] = 1
+    found = compare_rows(made_row(a), made_row(b), "exact_match")
+    assert (found.low, found.high) == (-1, 1)
 
 
 def test_a_score_of_the_whole_corpus_is_flagged():

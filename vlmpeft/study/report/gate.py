@@ -68,7 +68,7 @@ def read_conditions(texts: Sequence[str]) -> list[Condition]:
         UserError: one is of another form.
     """
     found = []
-    for text in (part for whole in texts for part in whole.split(",")):
+    for text in (part for whole in texts for part in _parts(whole)):
         if not (match := _FORM.fullmatch(text)):
             raise UserError(
                 f"--fail_if {text.strip()!r} is not of the form 'METRIC < NUMBER' (or >, <=, >=; METRIC.low or METRIC.high "
@@ -76,3 +76,8 @@ def read_conditions(texts: Sequence[str]) -> list[Condition]:
             )
         found.append(Condition(match["name"], match["sign"], float(match["number"])))
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """One condition, whose name may have commas, or several with commas between them."""
+    return [text] if _FORM.fullmatch(text) else text.split(",")

@@ -6,7 +6,7 @@ Everything here is a function of sums: of one row of a study, or of the differen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +21,7 @@ def two_level_draws(
 ) -> np.ndarray:
     """Means under the two-level bootstrap: seeds are drawn with replacement, and independently of them clusters.
 
-    All runs see the same items, so the levels are crossed (the pigeonhole bootstrap of Owen 2007, arXiv:0705.1612, section 3).
+    All runs see the same items, so the levels are crossed (the pigeonhole bootstrap of Owen 2007, arXiv:0712.1111).
     An arm of one seed keeps it. The same shape and seed give the same draws, so tables are reproducible.
 
     Args:
@@ -37,7 +37,8 @@ def two_level_draws(
     means, start = [], 0
     for counts in _blocks(_counts, len(sizes), resamples, seed):  # (C, b)
         part = slice(start, start := start + counts.shape[1])
-        sums = sum((share[:, part] * (arm @ counts)).sum(0) for share, arm in zip(chosen, arms))  # noqa: B905
+        pairs = zip(chosen, arms, strict=True)
+        sums = sum((share[:, part] * (arm @ counts)).sum(0) for share, arm in pairs)  # (b,)
         means.append(sums / (sizes @ counts))
     return np.concatenate(means)
 
@@ -73,11 +74,13 @@ def sign_flip_p(differences: np.ndarray, permutations: int = PERMUTATIONS, seed:
     return (1 + reached) / (1 + permutations)
 
 
-def _blocks(make: object, rows: int, columns: int, seed: int) -> Iterator[np.ndarray]:
+def _blocks(
+    make: Callable[[int, int, int, int], np.ndarray], rows: int, columns: int, seed: int
+) -> Iterator[np.ndarray]:
     """Draws (rows, columns), as blocks of some columns each."""
     width = max(1, _BLOCK_BYTES // (8 * rows))
     for number, start in enumerate(range(0, columns, width)):
-        yield make(rows, min(width, columns - start), seed, number)  # type: ignore[operator]
+        yield make(rows, min(width, columns - start), seed, number)
 
 
 @lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import betaincinv, ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, stdtr, stdtrit
 
 from vlmpeft.study.report.pairing import is_corpus_level, tabulate
 from vlmpeft.study.report.records import Run
@@ -34,7 +34,7 @@ class Comparison:
         metric: name of the score.
         means: of a and of b, over items and seeds.
         difference: b - a.
-        low: lower end of the 95 % interval of the difference over seeds and clusters.
+        low: lower end of the 95 % interval of the difference over seeds and clusters, within what scores of items allow.
         high: upper end.
         p: two-sided permutation p of these runs: that each cluster's answers could as well have been the other row's. It says
             nothing about other seeds; the interval does.
@@ -112,9 +112,9 @@ def interval(
         UserError: the runs have different items, or no such score.
     """
     table = tabulate([runs], metric, cluster)
-    scores = [run.items.scores[metric] for run in runs]
+    least, most = _range(runs, metric)
     low, high = _interval(table.sums, table.sizes, spread(table.sums, table.sizes), resamples, seed)
-    return max(low, float(np.nanmin(scores))), min(high, float(np.nanmax(scores)))
+    return max(low, least), min(high, most)
 
 
 def compare_rows(
@@ -153,12 +153,13 @@ def compare_rows(
     arms = [of_b - of_a] if is_paired else [of_b, -of_a]
     difference, error = mean(arms, table.sizes), spread(arms, table.sizes)
     low, high = _interval(arms, table.sizes, error, resamples, seed)
+    (least_a, most_a), (least_b, most_b) = _range(a, metric), _range(b, metric)
     return Comparison(
         metric=metric,
         means=(mean([of_a], table.sizes), mean([of_b], table.sizes)),
         difference=difference,
-        low=low,
-        high=high,
+        low=max(low, least_b - most_a),
+        high=min(high, most_b - least_a),
         p=sign_flip_p(of_b.mean(0) - of_a.mean(0), permutations, seed),
         p_tost=tost(difference, error, margin, len(table.sizes)),
         margin=margin,
@@ -224,20 +225,26 @@ def minimum_detectable(error: Spread, clusters: int) -> float:
 def _interval(
     arms: Sequence[np.ndarray], sizes: np.ndarray, error: Spread, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Percentiles of the two-level bootstrap, stretched for few seeds.
+    """As skewed as the percentiles of the two-level bootstrap, and as wide as the t interval.
 
-    Of three seeds percentiles alone reach from the worst to the best of them, and cover three times in four. So their
-    distances from the mean are stretched by t / z, and by the unbiased standard error over that of the draws; with one seed,
-    or many, and many clusters, they are the percentiles.
+    Of three seeds percentiles alone reach from the worst to the best of them, and cover three times in four. So the distances
+    of the percentiles from the mean are stretched, both by one factor, until they are 2 t standard errors apart; with many seeds
+    and clusters that changes nothing.
     """
     middle = mean(arms, sizes)
     if not error.error > 0:
         return (middle, middle) if error.error == 0 else (float("nan"), float("nan"))
     draws = two_level_draws(arms, sizes, resamples, seed)
     ends = np.quantile(draws, (LEVEL / 2, 1 - LEVEL / 2))
-    t_over_z = stdtrit(error.freedom, 1 - LEVEL / 2) / ndtri(1 - LEVEL / 2)
-    low, high = middle + t_over_z * error.error / draws.std() * (ends - middle)
+    width = 2 * stdtrit(error.freedom, 1 - LEVEL / 2) * error.error
+    low, high = middle + width / (ends[1] - ends[0]) * (ends - middle)
     return float(low), float(high)
+
+
+def _range(runs: Sequence[Run], metric: str) -> tuple[float, float]:
+    """The lowest and the highest score of an item."""
+    scores = [run.items.scores[metric] for run in runs]
+    return float(np.nanmin(scores)), float(np.nanmax(scores))
 
 
 def _by_seed(runs: Sequence[Run]) -> list[Run]:
