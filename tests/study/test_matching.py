@@ -121,6 +121,13 @@ def test_several_strategies_of_a_component_share_its_part(llava):
     plan = Plan(language=[LoRA(targets=ATTENTION), PromptTuning()])
     found = match_plan(plan, Match(N), llava.count)
     assert found.knobs == {"language.LoRA.r": 8, "language.PromptTuning.n": N // 2 // 4096}
+    both = Plan(vision=PromptTuning(), language=plan.language)  # half of it, and two quarters
+    found = match_plan(both, Match(N), llava.count)
+    assert found.knobs == {
+        "vision.n": N // 2 // 1024,
+        "language.LoRA.r": 4,
+        "language.PromptTuning.n": N // 4 // 4096,
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,26 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
 from vlmpeft.cli.run_parser import PlanCLI
 from vlmpeft.cli.run_resolver import RunResolver
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.strategies import BitFit, Frozen, Full, LoRA
+from vlmpeft.strategies import BitFit, Frozen, Full, LayerNormTuning, LoRA
 from vlmpeft.strategies.plan import Plan
 from vlmpeft.study.candidates import candidates_of
 from vlmpeft.study.cells import cells_of
 from vlmpeft.study.info import study_info
+from vlmpeft.study.outline import outline
 from vlmpeft.study.resolving import resolve_study
 from vlmpeft.study.rows import count_runs, expand_rows
 from vlmpeft.study.selection import select
 from vlmpeft.study.spec import Search
+from vlmpeft.study.study_file import find_study, read_study_file
 
-from ..conftest import ROOT, call
+from ..conftest import ROOT
 from .study_files import study
 
 TARGETS = {"qv": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -156,6 +159,13 @@ def test_resolving_is_parsing_as_fit_does_and_writes_nothing(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_list_of_strategies_takes_nothing_over_from_what_the_config_gave_the_component(tmp_path):
+    rows = {"a": {"set": {"model.plan.language": ["LoRA", "LayerNormTuning"]}}}
+    spec = study(tmp_path, rows=rows, config="lora_r16.yaml")  # LoRA on attention at its own rate
+    (cell,) = cells_of(spec, expand_rows(spec))
+    assert RunResolver()(cell.args).plan.language == [LoRA(), LayerNormTuning()]
+
+
 def test_a_searched_rate_is_every_trained_strategys_also_in_a_list(tmp_path):
     plan = Plan(Frozen(), Full(learning_rate=2e-3), [LoRA(r=4), BitFit(learning_rate=1e-3)])
     args = (
@@ -252,20 +262,17 @@ def test_only_is_a_union_within_a_key_and_an_intersection_between_keys(mixed, on
     assert {one.cell.seeds for one in chosen} == {(5, 6)}
 
 
-def test_a_dry_run_has_the_committed_counts_and_the_runs_that_are_done(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    done = tmp_path / "results/ranks/runs/tiny/format/attention_r16/seed1"
+def test_an_outline_has_the_committed_counts_and_the_runs_that_are_done(tmp_path):
+    spec = read_study_file(find_study("ranks"))
+    found = resolve_study(replace(spec, rows=spec.rows[1:], full=None), RunResolver())
+    cells = select(found, ["row=attention_r16"])
+    done = tmp_path / "runs/tiny/format/attention_r16/seed1"
     done.mkdir(parents=True)
     (done / "result.json").write_text('{"status": "done"}')
-    (tmp_path / "results/ranks/study.json").write_text(
-        '{"name": "ranks", "title": "", "rows": [], "tasks": [], "bases": [], "seeds": []}'
-    )
-    assert call("sweep", "ranks", "--dry_run", "--only", "row=attention_r16", "--json") == 0
-    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    (cell,) = outline(found, cells, tmp_path)["cells"]
     record = json.loads((ROOT / "results/format/lora_r16-seed0.json").read_text())
     assert cell["trainable"] == record["trainable"] == 94_464
-    assert cell["runs"] == {"search": 3, "reported": 3, "done": 1}
+    tries = len(cell["candidates"]) * len(spec.search.seeds)
+    assert cell["runs"] == {"search": tries, "reported": len(spec.seeds), "done": 1}
     assert cell["peak_bytes"] > 4 * record["total"]
     assert cell["command"].startswith("python -m vlmpeft fit --config=lora_r16.yaml ")
