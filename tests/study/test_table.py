@@ -333,6 +333,22 @@ def test_groups_stand_together_under_their_headings(folder, copied):
     assert texts(as_column, "group")["lora_v"] == "LoRA"
 
 
+def test_a_spec_names_rows_and_tasks_and_leaves_out_the_others(folder):
+    table = tabled(folder, rows={"lora_l": "Ours", "full": None}, tasks={"gauge": "Needles"})
+    assert texts(table, "row") == {"lora_l": "Ours", "full": "full fine-tuning"}
+    assert any(note.startswith("Reference: Ours.") for note in table.notes)
+    assert {line["task"] for line in lines_of(table).values()} == {"gauge"}
+
+
+def test_columns_with_nothing_to_show_are_left_out_unless_a_spec_names_them(copied):
+    change_info(copied, reference=None, full=None)
+    names = {column.name for column in tabled(copied).columns}
+    assert not {"difference", "p", "percent_of_full"} & names
+    assert {"score", "n", "blank"} <= names
+    named = tabled(copied, columns=dict.fromkeys(["row", "score", "p"]))
+    assert set(texts(named, "p", "format").values()) == {"-"}
+
+
 def test_one_task_takes_no_level_of_headings(folder, table):
     assert list(tabled(folder, tasks={"format": None}).headings()) == []
     assert [title for title, _ in next(table.headings())] == ["", "format", "gauge"]
@@ -351,6 +367,9 @@ def test_a_grid_has_the_cells_of_the_plain_table(folder, table):
         "zero-shot": ["", "", plain["base"]],
         "full fine-tuning": ["", "", plain["full"]],
     }
+
+    assert grid.notes[0] == "Seeds of a cell: 3."
+    assert grid.notes[1] == "Trainable parameters of a cell: 768 to 36,864."
 
 
 def test_two_rows_in_one_place_of_a_grid_are_an_error(copied):
