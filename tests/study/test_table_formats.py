@@ -224,7 +224,7 @@ def test_one_task_and_metric_may_be_asked_for(folder, capsys):
     ("spec", "message"),
     [
         ("columns: [row, scor]", "there is no column 'scor'. Did you mean score?"),
-        ("colums: [row]", "unknown key colums. Did you mean columns?"),
+        ("cols: [row]", "unknown key cols. Did you mean columns?"),
         ("pivot: {rows: method, column: component}", "unknown key pivot.column. Did you mean columns?"),
         ("pivot: {rows: method, columns: kind}", "no variable 'kind'. There is: component, method."),
         ("rows: [lora_w]", "there is no row 'lora_w'. Did you mean lora_v?"),
