@@ -71,16 +71,16 @@ def test_hours_are_the_sum_of_all_seconds_with_the_search_and_failed_runs_counte
     seconds = sum(sum((record.get("seconds") or {}).values()) for record in records)
     done = sum(record["status"] == "done" for record in records)
     assert cells(sections["Runs and hours"])[-1] == [
-        "all", "", str(done), str(len(records) - done), f"{seconds / 3600:.2f}",
+        "all", "", str(done), str(len(records) - done), f"{seconds / 3600:.3f}",
     ]  # fmt: skip
-    assert ["LoRA, language", "search", "1", "1", "1.00"] in cells(sections["Runs and hours"])
+    assert ["LoRA, language", "search", "1", "1", "1.000"] in cells(sections["Runs and hours"])
     assert "lora_v on gauge, seed 2: CUDA out of memory" in sections["Failed runs"]
 
 
 def test_data_prompts_versions_and_records_are_there(folder, sections):
     assert ["format", "test", "120", "format-test"] in cells(sections["Data"])
     assert "expected: gear" in sections["An example of each task"]
-    assert "max_new_tokens 15, greedy true" in sections["Decoding"]
+    assert "gauge: max_new_tokens 15, greedy true" in sections["Decoding"]
     assert ["torch", "2.13.0", "27"] in cells(sections["Software and hardware"])
     listed = re.findall(r"^\w{12}  (runs/\S+)$", sections["Records"], re.MULTILINE)
     assert {*listed} == {
