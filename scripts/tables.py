@@ -147,6 +147,7 @@ TABLES = {
     "format": format_table,
     "metrics": metrics_table,
     "columns": columns_table,
+    "table": lambda: benchmark_table("table"),
     "step": lambda: benchmark_table("step"),
     "scoring_tiny": lambda: benchmark_table("scoring-tiny"),
     "scoring_smol": lambda: benchmark_table("scoring-smol-vlm"),
