@@ -279,6 +279,27 @@ def test_a_damaged_record_is_named_and_left_out(copied):
 
 
 @pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"metrics": None}, "has no scores;"),
+        ({"metrics": {"base": {}, "tuned": {}}}, "has no scores on test or val or retention;"),
+        ({"primary": None}, "has no scores;"),
+        ({"metrics": {"tuned": {"test": {"exact_match": "0.5"}}}}, "has no scores;"),
+        ({"metrics": {"tuned": {"test": {}}, "base": 3}}, "has scores that are no numbers;"),
+        ({"seconds": {"fit": "long"}}, "has seconds that are no numbers;"),
+        ({"versions": ["torch"]}, "has no mapping as its versions;"),
+        ({"trainable": "many"}, "has no number as its trainable;"),
+    ],
+)
+def test_a_record_of_another_shape_is_damaged(copied, change, reason):
+    path = record_of(copied, seed=1)
+    write_json(path, json.loads(path.read_text()) | change)
+    table = tabled(copied)
+    assert texts(table, "n", "format")["lora_l"] == "2 of 3"
+    assert any(f"runs/tiny/format/lora_l/seed1/result.json {reason}" in n for n in table.notes)
+
+
+@pytest.mark.parametrize(
     ("change", "note"),
     [
         (("2.13.0", "2.14.0"), "Mixed versions of torch: 2.13.0 (26 records), 2.14.0 (1 records)."),
