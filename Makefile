@@ -58,6 +58,7 @@ bench: $(STAMP)  ## the benchmarks, records under results/benchmarks/
 	$(PY) benchmarks/estimate.py
 	$(PY) benchmarks/merging.py
 	$(PY) benchmarks/merged_step.py
+	$(PY) benchmarks/table.py
 
 tables: $(STAMP)  ## the tables of README and docs from their records
 	$(PY) scripts/tables.py

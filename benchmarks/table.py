@@ -1,4 +1,7 @@
-"""How long `table` and `plot` take over 1,000 records, as whole commands on one core: seconds by the clock and of CPU.
+"""How long `table` and `plot` take over 1,000 records, as whole commands on one core: seconds of CPU, and by the clock.
+
+The commands have one thread and wait for nothing but files, so that a clock on an idle machine says what the CPU seconds say; on a busy one
+only these can be compared.
 
 python benchmarks/table.py    # the best of three each; writes results/benchmarks/table.json
 """
@@ -86,9 +89,9 @@ def main() -> int:
         took = {verb: seconds(["-m", "vlmpeft", *args]) for verb, args in commands.items()}
         is_written = (Path(scratch) / "t.md").is_file()
     table = "\n".join(
-        ["| verb | records | seconds | CPU seconds | target |", "|---|---|---|---|---|"]
+        ["| verb | records | CPU seconds | by the clock | target |", "|---|---|---|---|---|"]
         + [
-            f"| `{verb}` | {ROWS * SEEDS:,} | {s['wall']:.1f} | {s['cpu']:.1f} | {MOST_SECONDS:g} |"
+            f"| `{verb}` | {ROWS * SEEDS:,} | {s['cpu']:.1f} | {s['wall']:.1f} | {MOST_SECONDS:g} |"
             for verb, s in took.items()
         ]
     )
@@ -96,7 +99,7 @@ def main() -> int:
     record = {"seconds": took, "target": MOST_SECONDS, "table": table, "versions": versions()}
     record |= {"rows": ROWS, "seeds": SEEDS, "items": ITEMS}
     write_json(Path("results/benchmarks/table.json"), record)
-    return 0 if is_written and all(s["wall"] <= MOST_SECONDS for s in took.values()) else 4
+    return 0 if is_written and all(s["cpu"] <= MOST_SECONDS for s in took.values()) else 4
 
 
 if __name__ == "__main__":

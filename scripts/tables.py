@@ -108,6 +108,21 @@ def _reported(node: ast.ClassDef) -> str:
     return "<metric>_chance_corrected"
 
 
+def columns_table() -> str:
+    """Every column that a study's table can have."""
+    source = ast.parse((ROOT / "vlmpeft/study/report/columns.py").read_text())
+    columns = next(
+        node.value
+        for node in source.body
+        if isinstance(node, ast.AnnAssign) and node.target.id == "COLUMNS"  # type: ignore[attr-defined]
+    )
+    rows = []
+    for key, kind in zip(columns.keys, columns.values, strict=True):  # type: ignore[attr-defined]
+        title, scope, about = (kind.args[n].value for n in (0, 1, 3))
+        rows.append([f"`{key.value}`", title.replace("{metric}", "its name").replace("{unit}", ", %").replace("{points}", ", points"), scope, about])  # fmt: skip
+    return markdown(["column", "header", "one for each", ""], rows)
+
+
 def export_table() -> str:
     """What becomes of an adapter of a quantized base, route by route."""
     rows = [
@@ -131,6 +146,8 @@ TABLES = {
     "tiny": tiny_table,
     "format": format_table,
     "metrics": metrics_table,
+    "columns": columns_table,
+    "table": lambda: benchmark_table("table"),
     "step": lambda: benchmark_table("step"),
     "scoring_tiny": lambda: benchmark_table("scoring-tiny"),
     "scoring_smol": lambda: benchmark_table("scoring-smol-vlm"),
@@ -183,6 +200,7 @@ def main() -> int:
             ROOT / "docs/results.md",
             ROOT / "docs/metrics.md",
             ROOT / "docs/data.md",
+            ROOT / "docs/studies.md",
             ROOT / "docs/estimate.md",
             ROOT / "docs/architectures.md",
             ROOT / "docs/conformance.md",

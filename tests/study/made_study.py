@@ -25,6 +25,7 @@ SKILL = {
     "format": {"lora_v": 0.3, "lora_l": 0.9, "prompt_l": 0.88, "prompt_v": 0.2, "full": 0.97},
     "gauge": {"lora_v": 0.7, "lora_l": 0.6, "prompt_l": 0.3, "full": 0.95},
 }
+RATES = (1e-3, 3e-3, 1e-2)
 SIZES = {"lora_v": 36_864, "lora_l": 32_768, "prompt_v": 768, "prompt_l": 1024, "full": 1_450_816}
 
 
@@ -61,7 +62,9 @@ def tuned_record(task, row, seed):
             "tuned": {"val": split, "test": split, "retention": kept},
         },
         controls={"blank": {"exact_match": 0.25}},
-        search={"tried": 3, "on": "val", "chosen": {"learning_rate": 3e-3}},
+        search=search_of(task, row),
+        config=config_of(row),
+        decoding={"max_new_tokens": 15, "greedy": True},
         trainable=SIZES[row],
         total=1_450_816,
         components={"language": {"strategies": strategies}},
@@ -69,6 +72,37 @@ def tuned_record(task, row, seed):
         data={"test": {"sha256": f"{task}-test", "conversations": ITEMS}},
         identity={"plan": {"language": row}, "seed": seed},
     )  # fmt: skip
+
+
+def config_of(row):
+    """What a run was configured as."""
+    kind, init = ("Full", {}) if row == "full" else ("LoRA", {"r": 4, "rslora": row == "lora_v"})
+    if row.startswith("prompt"):
+        kind, init = "PromptTuning", {"n": 8}
+    strategy = {"class_path": f"vlmpeft.{kind}", "init_args": init | {"learning_rate": 3e-3}}
+    component = "vision" if row.endswith("_v") else "language"
+    plan = {"vision": {"class_path": "vlmpeft.Frozen", "init_args": {}}} | {component: strategy}
+    base = {"path": "tiny", "bits": {"language": "nf4"}}
+    return {
+        "model": {"base": base, "plan": plan, "weight_decay": 0.0},
+        "data": {"batch_size": 16, "train": "/home/me/train.json"},
+        "trainer": {"max_steps": 100},
+        "seed_everything": 0,
+    }
+
+
+def search_of(task, row):
+    """What a search for a learning rate left."""
+    key = "model.plan.language.init_args.learning_rate"
+    candidates = [
+        {
+            "settings": {key: rate},
+            "scores": [SKILL[task][row] - 10 * abs(rate - 3e-3)],
+            "losses": [1.0],
+        }
+        for rate in RATES
+    ]
+    return {"tried": 3, "on": "val", "chosen": {key: 3e-3}, "at_edge": [], "candidates": candidates}
 
 
 def base_record(task):

@@ -28,7 +28,7 @@ class Paper:
 
 
 def _wrapped(line: str) -> str:
-    return "\n".join(wrap(line, 90, subsequent_indent="    ", break_on_hyphens=False))
+    return "\n".join(wrap(line, 78, subsequent_indent="    ", break_on_hyphens=False))
 
 
 _ICLR = "International Conference on Learning Representations"

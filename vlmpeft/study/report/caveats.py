@@ -21,6 +21,7 @@ def caveats(contents: Contents) -> Iterator[str]:
     yield from _mixed(study.runs)
     yield from _unlike(study.runs)
     yield from _repeated(study.runs)
+    yield from _at_edge(study.runs)
     yield from _other_data(contents)
     yield from (f"{where} is not compared: {why}" for where, why in contents.not_compared.items())
     yield from _elsewhere(contents)
@@ -104,6 +105,16 @@ def _repeated(runs: Sequence[Run]) -> Iterator[str]:
     for (row, task, _, seed), count in found.items():
         if count > 1:
             yield f"{row} on {task} has {count} records of seed {seed}."
+
+
+def _at_edge(runs: Sequence[Run]) -> Iterator[str]:
+    """Settings whose best value is the smallest or the largest that was tried: a better one may lie outside."""
+    found = dict[str, None]()
+    for run in runs:
+        for key in (run.record.get("search") or {}).get("at_edge") or ():
+            found[f"{run.row} on {run.task}: {key.rpartition('.')[2]}"] = None
+    if found:
+        yield f"The best value is at the edge of those tried: {'; '.join(found)}."
 
 
 def _other_data(contents: Contents) -> Iterator[str]:

@@ -9,7 +9,7 @@ from vlmpeft.study.report import numerals
 from vlmpeft.study.report.caveats import caveats
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.entries import Block
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.records import BASE_ROW, Run
 from vlmpeft.study.report.table import MARKS
 
 
@@ -30,10 +30,9 @@ def notes(contents: Contents, columns: Collection[str]) -> Iterator[str]:
 
 def _about_scores(contents: Contents) -> Iterator[str]:
     splits = sorted({run.split for run in contents.study.runs})
-    yield (
-        f"Scores: {' and '.join(splits) or 'none'} split, mean +- sample standard deviation over n seeds; "
-        "zero-shot is the untouched base, scored once."
-    )
+    base = [row.title for row in contents.rows if row.name == BASE_ROW]
+    said = f"; {base[0]} is the untouched base, scored once" if base else ""
+    yield f"Scores: {' and '.join(splits) or 'no'} split, mean +- sample standard deviation over n seeds{said}."
 
 
 def _about_comparisons(contents: Contents, columns: Collection[str]) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
+from vlmpeft.study.report import numerals
 from vlmpeft.study.report.columns import Kind
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.entries import Block
@@ -40,7 +41,22 @@ def pivoted(table: Table, contents: Contents, kinds: Mapping[str, Kind]) -> Tabl
         TableRow(line, None, (Cell(line), *_cells(contents, kinds[pivot.cell], places, line, columns)))
         for line in lines
     ]  # fmt: skip
-    return replace(table, columns=tuple(heads), rows=tuple(body))
+    notes = (*_ranges(contents, places), *table.notes)
+    return replace(table, columns=tuple(heads), rows=tuple(body), notes=notes)
+
+
+def _ranges(contents: Contents, places: Mapping[tuple[str, str], Row]) -> Iterator[str]:
+    """What a grid has no columns for: seeds and sizes of its cells."""
+    inside = [row for (_, column), row in places.items() if column != _NO_VALUE]
+    entries = [contents.entry(row, block) for block in contents.blocks for row in inside]
+    seeds = [len(entry.runs) for entry in entries if entry.runs]
+    sizes = [
+        run.record["trainable"] for e in entries for run in e.runs if "trainable" in run.record
+    ]
+    if seeds:
+        yield f"Seeds of a cell: {numerals.span(seeds, str(seeds[0]))}."
+    if sizes:
+        yield f"Trainable parameters of a cell: {numerals.span(sizes, numerals.integer(sizes[0]))}."
 
 
 def _cells(

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.records import SCHEMA, read_record, write_json
+from vlmpeft.study.report.record_shape import SPLITS, check_shape
 from vlmpeft.study.report.scored_items import read_scored
 
 STUDY_FILE = "study.json"
@@ -132,7 +133,7 @@ class Run:
     def split(self) -> str:
         """The reported split: test, else val."""
         tuned = self.record["metrics"]["tuned"]
-        return next(split for split in ("test", "val", "retention") if split in tuned)
+        return next(split for split in SPLITS if split in tuned)
 
     def score(
         self, metric: str | None = None, split: str | None = None, state: str = "tuned"
@@ -275,6 +276,8 @@ def _read_runs(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
     for path in sorted(folder.rglob("result.json")) if folder.is_dir() else ():
         try:
             record = read_record(path.parent)
+            if record and record["status"] == "done":
+                check_shape(record, path)
         except UserError as error:
             damaged.append((path, str(error)))
             continue

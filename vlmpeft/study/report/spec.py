@@ -144,9 +144,11 @@ def chosen(names: Names | None, known: Mapping[str, str], what: str) -> dict[str
 
 
 def _spec(content: dict[str, Any]) -> Spec:
-    values = {key: _names(value) if key in _LISTS else value for key, value in content.items()}
+    values: dict[str, Any] = {
+        key: _names(value) if key in _LISTS else value for key, value in content.items()
+    }
     if "pivot" in values:
-        values["pivot"] = Pivot(**values["pivot"])
+        values["pivot"] = Pivot(**content["pivot"])
     if isinstance(values.get("family"), list):
         values["family"] = tuple(values["family"])
     return Spec(**values)
@@ -156,13 +158,14 @@ def _names(value: list[str] | dict[str, str | None]) -> dict[str, str | None]:
     return dict.fromkeys(value) if isinstance(value, list) else value
 
 
-def _problem(content: object) -> str:
+def _problem(content: Any) -> str:
     """The first way in which a spec is none; empty if it is one."""
     from jsonschema import Draft202012Validator
 
-    error = next(iter(Draft202012Validator(SCHEMA).iter_errors(content)), None)
-    if error is None:
+    errors = list(Draft202012Validator(SCHEMA).iter_errors(content))
+    if not errors:
         return ""
+    error = min(errors, key=lambda one: one.validator != "additionalProperties")  # a typo first
     where = error.json_path.removeprefix("$").removeprefix(".")
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = error.schema["properties"]  # type: ignore[index]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -65,11 +64,12 @@ def _first_item(run: Run) -> Mapping[str, Any] | None:
 
 def decoding(contents: Contents) -> Iterator[Part]:
     """How answers were generated, and by which chat template."""
-    known = Counter(
-        ", ".join(f"{k} {written(v)}" for k, v in (run.record.get("decoding") or {}).items())
-        for run in contents.study.runs
-    )
-    yield from (Paragraph(f"{text}: {count} runs") for text, count in sorted(known.items()) if text)
+    known = dict[str, None]()
+    for run in contents.study.runs:
+        said = ", ".join(f"{k} {written(v)}" for k, v in (run.record.get("decoding") or {}).items())
+        if said and run.task in contents.tasks:
+            known[f"{contents.tasks[run.task]}: {said}"] = None
+    yield from map(Paragraph, known)
     templates = {(run.record.get("identity") or {}).get("template") for run in contents.study.runs}
     for template in sorted(one for one in templates if one):
         digest = hashlib.sha256(str(template).encode()).hexdigest()[:_DIGITS]

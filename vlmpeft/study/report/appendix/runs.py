@@ -43,7 +43,7 @@ def budget(contents: Contents) -> Iterator[Part]:
 
 def _hours(runs: Sequence[Run]) -> str:
     seconds = sum(sum((run.record.get("seconds") or {}).values()) for run in runs)
-    return numerals.fixed(seconds / 3600, 2)
+    return numerals.fixed(seconds / 3600, 3)
 
 
 def failures(contents: Contents) -> Iterator[Part]:

@@ -28,7 +28,8 @@ def settings(contents: Contents) -> Iterator[Part]:
     if not groups:
         return
     common, others = split_common([_training(runs[0].record) for _, runs in groups])
-    yield Listing("\n".join(f"{key}: {written(value)}" for key, value in common.items()))
+    if common:
+        yield Listing("\n".join(f"{key}: {written(value)}" for key, value in common.items()))
     lines = [
         [row.title, _tasks(contents, runs), *_components(runs[0]), _listed(other)]
         for (row, runs), other in zip(groups, others, strict=True)
@@ -98,10 +99,15 @@ def _order(value: Any) -> tuple[bool, Any]:
 
 
 def _candidates(search: Mapping[str, Any]) -> str:
-    return "; ".join(
-        f"{_listed(one['settings'])}: {_mean(one.get('scores') or ())}"
-        for one in search["candidates"]
-    )
+    """Each with its score; the name of the setting only where there are several."""
+    candidates = search["candidates"]
+    is_one = len({key for one in candidates for key in one["settings"]}) == 1
+    named = [
+        written(*one["settings"].values()) if is_one else _listed(one["settings"])
+        for one in candidates
+    ]
+    scores = [_mean(one.get("scores") or ()) for one in candidates]
+    return "; ".join(f"{name}: {score}" for name, score in zip(named, scores, strict=True))
 
 
 def _mean(scores: Sequence[float]) -> str:

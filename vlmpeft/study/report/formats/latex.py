@@ -18,7 +18,8 @@ _SPECIAL = {
     "[": "{[}", "]": "{]}",  # else an option of the \\ before it
     "\N{DAGGER}": r"$\dagger$", "\N{MINUS SIGN}": "$-$", "\N{PLUS-MINUS SIGN}": r"$\pm$",
 }  # fmt: skip
-_LISTED = 100  # characters of a line of a listing that fit on a page
+_LONG = 45  # characters of a cell that is set in several lines
+_LISTED = 80  # characters of a line of a listing that fit on a page
 _END = r"\end{verbatim}"
 _WIDEST = 150  # characters of a line that can still be read when it is shrunk; a wider table is one panel a block
 # wide tables shrink to the width of the line, others stay as they are
@@ -96,9 +97,17 @@ def _table_lines(table: Table) -> Iterator[str]:
 
 def _tabular(table: Table, letters: dict[str, str]) -> Iterator[str]:
     yield _SHRINK
-    yield rf"\begin{{tabular}}{{{''.join('l' if c.is_text else 'r' for c in table.columns)}}}"
+    yield rf"\begin{{tabular}}{{{''.join(_kind(table, n) for n in range(len(table.columns)))}}}"
     yield from (r"\toprule", *_headings(table), r"\midrule", *_body(table, letters), r"\bottomrule")
     yield r"\end{tabular}}"
+
+
+def _kind(table: Table, place: int) -> str:
+    """How a column is set: long texts in several lines."""
+    if not table.columns[place].is_text:
+        return "r"
+    is_long = place > 0 and table.width_of(place) > _LONG
+    return r"p{.4\linewidth}" if is_long else "l"
 
 
 def _headings(table: Table) -> Iterator[str]:
