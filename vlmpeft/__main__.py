@@ -22,6 +22,8 @@ fine-tune vision-language models, component by component
   merge       several adapters -> one   --adapters A B --method ties --out DIR
   export      adapter -> merged checkpoint, PEFT folder, vLLM folder   --adapter DIR --to merged --out DIR
   table       records of a study as a table   DIR --format md|tex|csv|html --spec paper.yaml
+  plot        plots of a study's records, PNG and SVG   DIR --kind pareto loss
+  report      a study as one HTML page   DIR --out FILE
   compare     two runs, adapters or rows of a study, item by item   A B --fail_if "exact_match < -0.01"
   chat        a conversation in the terminal   --adapter [NAME=]DIR --image PNG --once QUESTION
   doctor      versions, devices, one tiny step
@@ -116,7 +118,7 @@ def _data(verb: str, args: list[str]) -> None:
 VERBS: dict[str, Callable[[str, list[str]], None]] = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _run),
     **dict.fromkeys(("plan", "estimate", "merge", "export", "chat", "doctor"), _typed),
-    **dict.fromkeys(("sweep", "table", "compare"), _typed),
+    **dict.fromkeys(("sweep", "table", "plot", "report", "compare"), _typed),
     "data": _data,
 }
 

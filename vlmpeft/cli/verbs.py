@@ -347,6 +347,40 @@ def table(
     show_table(Path(folder), wanted, format, Path(out) if out else None, appendix=appendix)
 
 
+def plot(
+    folder: str,
+    kind: list[str] = [],  # noqa: B006  read only
+    metric: list[str] = [],  # noqa: B006  read only
+    task: list[str] = [],  # noqa: B006  read only
+    out: str | None = None,
+) -> None:
+    """A study's records as plots, PNG and SVG: scores against size, rank and data, heat maps, forgetting, losses, spectra.
+
+    Args:
+        folder: results/NAME, or any folder of run folders.
+        kind: pareto, heat_map, rank, data_scaling, forgetting, loss, spectrum, one or several; default all that the records allow.
+        metric: one or several; default the primary one of each task.
+        task: one or several; default every task.
+        out: folder that is written; default plots/ in the study's.
+    """
+    from vlmpeft.cli.plot import plot_study
+
+    plot_study(Path(folder), kind, Path(out) if out else None, metric, task)
+
+
+def report(folder: str, out: str | None = None, pictures: bool = True) -> None:
+    """A study's records as one HTML page: table, plots, worst predictions with pictures, settings, environment.
+
+    Args:
+        folder: results/NAME, or any folder of run folders.
+        out: the file; default report.html in the folder.
+        pictures: whether thumbnails of the data's pictures are on the page.
+    """
+    from vlmpeft.cli.report import report_study
+
+    report_study(Path(folder), Path(out) if out else None, pictures=pictures)
+
+
 def compare(
     a: str,
     b: str,
@@ -398,6 +432,9 @@ def compare(
     compare_two(settings)
 
 
+# -- of this installation ---------------------------------------------------------------------------
+
+
 def doctor() -> None:
     """Versions, devices, and one tiny training step; exit code 4 if it does not train."""
     _declare()
@@ -439,6 +476,8 @@ VERBS = {
     "export": Verb("export", export),
     "chat": Verb("chat", chat),
     "table": Verb("table", table, positional=("folder",)),
+    "plot": Verb("plot", plot, positional=("folder",)),
+    "report": Verb("report", report, positional=("folder",)),
     "compare": Verb("compare", compare, positional=("a", "b")),
     "doctor": Verb("doctor", doctor),
 }
