@@ -187,3 +187,15 @@ def _imported(path: str) -> Any:
 
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def declare_torchvision() -> None:
+    """Make torchvision importable beside a torch without CUDA: transformers and Lightning import it."""
+    from vlmpeft.runtime.torchvision_ops import declare_torchvision_ops
+
+    declare_torchvision_ops()
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """The options of a verb's function, by name."""
+    return {name: value for name, value in values.items() if name not in (RUN_ARGS, "knobs")}

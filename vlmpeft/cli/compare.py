@@ -44,7 +44,7 @@ def compare_two(settings: SimpleNamespace) -> None:
     found = compare_sides(
         a,
         b,
-        metric=settings.metric,
+        metrics=settings.metric,
         group_by=settings.group_by,
         fields=json_field_scores,
         cluster=settings.cluster,

@@ -21,8 +21,6 @@ def write_workbench(task: str, out: Path | None, preview: Path | None, seed: int
     Raises:
         UserError: nothing to write, an unknown task, a preview that would be no PNG.
     """
-    if not out and not preview:
-        raise UserError("data workbench: give --out DIR, --preview FILE.png, or both")
     if preview:
         _write_preview(preview, seed)
     if out:

@@ -84,7 +84,7 @@ def compare_sides(
     a: Side,
     b: Side,
     *,
-    metric: str | None = None,
+    metrics: Sequence[str] = (),
     group_by: str | None = None,
     fields: Columns | None = None,
     cluster: str = "image",
@@ -96,7 +96,7 @@ def compare_sides(
     Args:
         a: the reference.
         b: the other side.
-        metric: only this one; default all that both have.
+        metrics: only these, the first is the primary one; default all that both have.
         group_by: field of items; default the one that a's run was grouped by, else kind.
         fields: an item's JSON fields, 1 where the answer has it right, 0 where not.
         cluster: items of one value are not independent: image, or a field.
@@ -109,7 +109,8 @@ def compare_sides(
     check_same_questions(a, b)
     a, b = (with_scores(side, lambda item: item["scores"]) for side in (a, b))
     names, only = _metrics(a.runs[0], b.runs[0])
-    primary = _chosen(metric, names) if metric else _primary(a.runs[0], names)
+    chosen = [_chosen(metric, names) for metric in metrics]
+    primary = chosen[0] if chosen else _primary(a.runs[0], names)
     group_by = _group_field(a, group_by)
     by_group = _group_scores(primary, group_by)
     groups = _names(a, by_group) if group_by else []
@@ -119,7 +120,7 @@ def compare_sides(
         a=a,
         b=b,
         primary=primary,
-        metrics=family(lambda item: item["scores"], [primary] if metric else names),
+        metrics=family(lambda item: item["scores"], chosen or names),
         group_by=group_by if len(groups) > 1 else None,
         groups=family(by_group, groups) if len(groups) > 1 else {},
         fields=family(fields, _names(a, fields)[:_MOST_FIELDS]) if fields else {},
