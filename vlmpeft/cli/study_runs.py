@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +32,11 @@ class RunOpener:
         os.environ["SLURM_JOB_NAME"] = "interactive"
 
     def __call__(self, args: Sequence[str], folder: Path) -> FitRun:
-        cli = PlanCLI("fit", [*run_arguments(list(args)), f"--resume={folder}"])
+        with contextlib.redirect_stderr(
+            io.StringIO()
+        ):  # which configs are meant was told once, for the study
+            found = run_arguments(list(args))
+        cli = PlanCLI("fit", [*found, f"--resume={folder}"])
         trainer: Any = cli.trainer
         kept = [c for c in trainer.callbacks if not isinstance(c, FitProgress)]
         trainer.callbacks = [*kept, *self.callbacks]

@@ -63,11 +63,27 @@ def run_sweep(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: Simpl
             _work(study, mine, wishes, view)
     progress = watch.look()
     view.note(f"{folder}: {summary(progress)}")
+    if len(progress.over) == progress.total:
+        _write_files(folder, view)
     if progress.failed:
         raise GateFailed(
             f"{len(progress.failed)} run(s) failed, e.g. {progress.failed[0].name}: {progress.failed[0].error}; the same "
             "command tries them again"
         )
+
+
+def _write_files(folder: Path, view: SweepView) -> None:
+    """Tables, plots and page; whoever is last with the runs writes them."""
+    from vlmpeft.cli.study_files import write_study_files
+
+    try:
+        written = write_study_files(folder)
+    except UserError as error:
+        view.note(f"no table: {error}")
+        return
+    for path in written:
+        if path.suffix in (".md", ".html"):
+            view.note(f"  {path}")
 
 
 def _runs(one: ResolvedCell, study: ResolvedStudy) -> list[PlannedRun]:
