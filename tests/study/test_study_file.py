@@ -3,6 +3,7 @@
 import pytest
 
 from vlmpeft.cli.config_files import find_config
+from vlmpeft.cli.run_resolver import RunResolver
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.study.report.records import (
     Row,
@@ -11,7 +12,9 @@ from vlmpeft.study.report.records import (
     read_info,
     write_info,
 )
+from vlmpeft.study.resolving import resolve_study
 from vlmpeft.study.rows import count_runs, expand_rows
+from vlmpeft.study.schema import STUDY_SCHEMA
 from vlmpeft.study.spec import Match, Search
 from vlmpeft.study.study_file import find_study, read_study_file
 
@@ -111,6 +114,19 @@ def test_bases_and_tasks_are_names_with_settings(tmp_path):
     }
     assert spec.match == Match(9, 0.1)
     assert [*study(tmp_path, base=["a/b-7b", "tiny"]).bases] == ["b-7b", "tiny"]
+
+
+def test_the_page_names_every_key_and_its_example_is_a_study_without_a_dash(tmp_path):
+    page = (ROOT / "docs" / "studies.md").read_text()
+    rows = {word for line in page.splitlines() if line[:1] == "|" for word in line.split("`")[1::2]}
+    row = STUDY_SCHEMA["properties"]["rows"]["additionalProperties"]["properties"]
+    assert {*STUDY_SCHEMA["properties"], *row} <= {
+        *rows,
+        *(word.partition(":")[0] for word in rows),
+    }
+    (tmp_path / "s.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    found = resolve_study(read_study_file(tmp_path / "s.yaml"), RunResolver())
+    assert [one.cell.illegal for one in found.cells] == [None] * 7
 
 
 def test_a_study_is_found_by_path_then_here_then_among_the_shipped_ones(tmp_path, monkeypatch):
