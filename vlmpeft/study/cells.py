@@ -58,4 +58,5 @@ def arguments(spec: StudySpec, row: StudyRow, task: str, base: str) -> tuple[str
     """Arguments of a fit: configs, then the settings of the study, the base, the task and the row; the last one wins."""
     layers = (row.common, spec.bases[base], spec.tasks[task], row.settings)
     configs = [f"--config={config}" for config in spec.configs]
-    return (*configs, *(argument for layer in layers for argument in as_arguments(layer)))
+    said = (argument for layer in layers for argument in as_arguments(layer))
+    return (*configs, *said, *spec.overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from vlmpeft.study.candidates import num_candidates
@@ -35,6 +36,7 @@ def study_info(study: ResolvedStudy, seeds: Iterable[int] = ()) -> StudyInfo:
         margin=spec.margin,
         cluster=spec.cluster,
         search=_search(study),
+        recommend=spec.recommend,
         match_parameters=_match(study),
     )
 
@@ -80,4 +82,4 @@ def _match(study: ResolvedStudy) -> Mapping[str, Any] | None:
         if one.matched:
             told = {"knobs": one.matched.knobs, "trainable": one.matched.trainable}
             chosen[one.cell.base][one.cell.row] = told
-    return {"total": match.total, "tolerance": match.tolerance, "chosen": chosen}
+    return {**asdict(match), "chosen": chosen}

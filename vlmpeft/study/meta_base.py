@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlmpeft.base.components import Components, find_components
+from vlmpeft.base.components import Components, count_by_component, find_components
 from vlmpeft.base.loading import meta_model
 from vlmpeft.base.spec import QUANTIZED, BaseSpec, resolve_bits
 from vlmpeft.preflight.servability import Engine, check_servable
@@ -67,6 +67,11 @@ class MetaBase:
             if isinstance(module, nn.Linear) and widths.get(weight) in QUANTIZED:  # type: ignore[arg-type]
                 packed = torch.empty(weight.shape, dtype=torch.int8, device="meta")  # type: ignore[union-attr]
                 module.weight = nn.Parameter(packed, requires_grad=False)
+
+    @property
+    def parameters(self) -> int:
+        """Of the base, tied ones once."""
+        return sum(count_by_component(self.model, self.components).values())
 
     def size(self, plan: Plan, engine: Engine | None = None) -> Size:
         """What a plan trains here; the base is afterwards as it was.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def outline(
         "title": study.spec.title,
         "folder": str(folder),
         "runs": total,
-        "match_parameters": {"total": match.total, "tolerance": match.tolerance} if match else None,
+        "match_parameters": asdict(match) if match else None,
         "cells": listed,
     }
 

@@ -142,7 +142,7 @@ def _legal(
     resolved = resolve(cell.args)
     base, engine, matched = bases.of(resolved), resolved.config["model"].get("serve_with"), None
     if spec.match and row.match:
-        matched = match_plan(resolved.plan, spec.match, base.count)
+        matched = match_plan(resolved.plan, spec.match.on(base.parameters), base.count)
         chosen = as_arguments(difference(resolved.plan, matched.plan))
         cell = replace(cell, args=(*cell.args, *chosen))
         resolved = replace(resolved, plan=matched.plan)

@@ -63,9 +63,9 @@ _MATCH = {
             "type": "object",
             "properties": {
                 "total": {"type": "integer", "minimum": 1},
+                "percent": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100},
                 "tolerance": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
             },
-            "required": ["total"],
             "additionalProperties": False,
         },
     ]
@@ -106,6 +106,7 @@ STUDY_SCHEMA: dict[str, Any] = {
         "margin": {"type": "number", "exclusiveMinimum": 0},
         "cluster": _NAME,
         "skip_illegal": {"type": "boolean"},
+        "recommend": {"type": "boolean"},
     },
     "required": ["base", "tasks", "rows"],
     "additionalProperties": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmpeft.study.settings import Settings
@@ -78,10 +78,18 @@ class Match:
     Args:
         total: how many.
         tolerance: by what share a row may miss it.
+        percent: how many, in percent of the base's parameters, in place of a total.
     """
 
-    total: int
+    total: int = 0
     tolerance: float = 0.02
+    percent: float | None = None
+
+    def on(self, parameters: int) -> Match:
+        """The same as a total on a base of so many parameters."""
+        if self.percent is None:
+            return self
+        return replace(self, total=round(self.percent / 100 * parameters), percent=None)
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ class StudySpec:
         margin: of equivalence, in the metric's units.
         cluster: what of the scored items is not independent.
         skip_illegal: whether a cell that cannot be is a dash instead of an error.
+        recommend: whether the best row's settings are written as a config.
+        overrides: arguments of the command line that come after those of every cell.
     """
 
     name: str
@@ -125,3 +135,5 @@ class StudySpec:
     margin: float = 0.01
     cluster: str = "image"
     skip_illegal: bool = False
+    recommend: bool = False
+    overrides: tuple[str, ...] = ()

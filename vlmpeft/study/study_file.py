@@ -66,7 +66,7 @@ def check_name(name: str, what: str) -> str:
 def _spec(name: str, content: Mapping[str, Any]) -> StudySpec:
     optional = {
         key: content[key]
-        for key in ("full", "reference", "margin", "cluster", "skip_illegal")
+        for key in ("full", "reference", "margin", "cluster", "skip_illegal", "recommend")
         if key in content
     }
     tasks = _tasks(content["tasks"])
@@ -188,4 +188,8 @@ def _search(search: Mapping[str, Any] | None) -> Search | None:
 def _match(match: Any) -> Match | None:
     if match is None:
         return None
-    return Match(match) if isinstance(match, int) else Match(**match)
+    if isinstance(match, int):
+        return Match(match)
+    if ("total" in match) == ("percent" in match):
+        raise UserError("match_parameters: give total, or percent of the base's parameters")
+    return Match(**match)

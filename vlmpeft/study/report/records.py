@@ -57,6 +57,7 @@ class StudyInfo:
     cluster: str = "image"
     search: Mapping[str, Any] | None = None
     match_parameters: Mapping[str, Any] | None = None
+    recommend: bool = False
 
     def row(self, name: str) -> Row:
         """The row of that name.
