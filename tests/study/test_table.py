@@ -281,14 +281,18 @@ def test_a_damaged_record_is_named_and_left_out(copied):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"metrics": None}, "has no scores;"),
+        ({"metrics": None}, "has no mapping as metrics;"),
         ({"metrics": {"base": {}, "tuned": {}}}, "has no scores on test or val or retention;"),
-        ({"primary": None}, "has no scores;"),
-        ({"metrics": {"tuned": {"test": {"exact_match": "0.5"}}}}, "has no scores;"),
-        ({"metrics": {"tuned": {"test": {}}, "base": 3}}, "has scores that are no numbers;"),
-        ({"seconds": {"fit": "long"}}, "has seconds that are no numbers;"),
-        ({"versions": ["torch"]}, "has no mapping as its versions;"),
-        ({"trainable": "many"}, "has no number as its trainable;"),
+        ({"primary": None}, "has as primary not text;"),
+        (
+            {"metrics": {"tuned": {"test": {"exact_match": "1"}}}},
+            "has as metrics.tuned.test.exact_match not a number;",
+        ),
+        (
+            {"search": {"candidates": [{"settings": 3}]}},
+            "has no mapping as search.candidates[0].settings;",
+        ),
+        ({"search": {"at_edge": "r"}}, "has no list as search.at_edge;"),
     ],
 )
 def test_a_record_of_another_shape_is_damaged(copied, change, reason):
