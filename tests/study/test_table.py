@@ -13,15 +13,19 @@ import pytest
 
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_json
+from vlmpeft.study.report.entries import Block, Entry
 from vlmpeft.study.report.formats.csv_lines import as_csv
 from vlmpeft.study.report.formats.html_page import html
 from vlmpeft.study.report.formats.latex import latex
 from vlmpeft.study.report.formats.markdown import markdown
 from vlmpeft.study.report.layout import make_table
 from vlmpeft.study.report.records import read_study
+from vlmpeft.study.report.score_cells import verdict
 from vlmpeft.study.report.spec import Pivot, Spec
+from vlmpeft.study.report.statistics import compare_rows, in_family
 
 from ..conftest import ROOT
+from .made_runs import made_row
 from .made_study import ROWS, SIZES, SKILL, write_made_study
 
 FORMATS = {
@@ -197,6 +201,19 @@ def test_nothing_is_bold_without_significance(table):
     assert latex([table]).count(r"\textbf{") == len(bold)
 
 
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("exact_match", "better"), ("numeric_error", "worse")]
+)
+def test_a_larger_score_is_better_unless_lower_is(metric, expected):
+    low, high = (
+        made_row([[0, 1] * 40] * 2, metric=metric),
+        made_row([[1, 1] * 40] * 2, metric=metric),
+    )
+    (comparison,) = in_family([compare_rows(low, high, metric)])
+    entry = Entry(ROWS[0], Block("b", "t", metric), tuple(high), comparison=comparison)
+    assert verdict(entry) == expected
+
+
 def test_a_row_that_is_worse_has_a_dagger(table):
     worse = {key for key, line in lines_of(table).items() if line["score_verdict"] == "worse"}
     assert worse == {("lora_v", "format"), ("prompt_v", "format")}
@@ -281,14 +298,18 @@ def test_a_damaged_record_is_named_and_left_out(copied):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"metrics": None}, "has no scores;"),
+        ({"metrics": None}, "has no mapping as metrics;"),
         ({"metrics": {"base": {}, "tuned": {}}}, "has no scores on test or val or retention;"),
-        ({"primary": None}, "has no scores;"),
-        ({"metrics": {"tuned": {"test": {"exact_match": "0.5"}}}}, "has no scores;"),
-        ({"metrics": {"tuned": {"test": {}}, "base": 3}}, "has scores that are no numbers;"),
-        ({"seconds": {"fit": "long"}}, "has seconds that are no numbers;"),
-        ({"versions": ["torch"]}, "has no mapping as its versions;"),
-        ({"trainable": "many"}, "has no number as its trainable;"),
+        ({"primary": None}, "has as primary not text;"),
+        (
+            {"metrics": {"tuned": {"test": {"exact_match": "1"}}}},
+            "has as metrics.tuned.test.exact_match not a number;",
+        ),
+        (
+            {"search": {"candidates": [{"settings": 3}]}},
+            "has no mapping as search.candidates[0].settings;",
+        ),
+        ({"search": {"at_edge": "r"}}, "has no list as search.at_edge;"),
     ],
 )
 def test_a_record_of_another_shape_is_damaged(copied, change, reason):

@@ -41,6 +41,12 @@ def folder(tmp_path_factory):
     return write_made_study(tmp_path_factory.mktemp("study") / "made")
 
 
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A study that a test may change."""
+    return shutil.copytree(folder, tmp_path / "made")
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """A study whose titles, groups, task and errors are hostile."""
@@ -186,6 +192,7 @@ def test_a_wide_table_is_set_as_one_panel_a_block(folder):
 
 def test_the_example_of_the_documentation_is_a_spec(folder, tmp_path):
     page = (ROOT / "docs" / "studies.md").read_text()
+    page = page.partition("\n## Tables\n")[2].partition("\n## ")[0]
     example, grid = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "paper.yaml").write_text(example)
     spec = read_spec(tmp_path / "paper.yaml")
@@ -266,6 +273,22 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(folder, tmp_path, capsys, a
     words = [named.get(word, word.replace("EMPTY", str(tmp_path))) for word in arguments]
     assert call("table", *words) == 2
     assert message in (printed := capsys.readouterr().err)
+    assert printed.count("\n") == 1
+
+
+def test_a_folder_whose_records_are_all_damaged_and_a_damaged_study_file_are_one_line(
+    copied, capsys
+):
+    content = json.loads((copied / "study.json").read_text())
+    write_json(copied / "study.json", content | {"rows": [{"name": "a", "title": 3}]})
+    assert call("table", copied) == 2
+    assert "study.json has as rows[0].title not text; run the study" in capsys.readouterr().err
+    (copied / "study.json").unlink()
+    for path in copied.rglob("result.json"):
+        path.write_text("[]")
+    assert call("table", copied) == 2
+    printed = capsys.readouterr().err
+    assert "no record that can be read: record" in printed
     assert printed.count("\n") == 1
 
 

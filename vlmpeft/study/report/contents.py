@@ -77,12 +77,20 @@ class Contents:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        return tuple(
+        found = tuple(
             Block(base, task, metric)
             for base in self.bases
             for task in self.tasks
             for metric in self.metrics[task]
         )
+        if not found:
+            raise UserError(
+                f"study {self.study.folder} has no record that can be read{self._damage()}"
+            )
+        return found
+
+    def _damage(self) -> str:
+        return f": {self.study.damaged[0][1]}" if self.study.damaged else ""
 
     @cached_property
     def reference(self) -> str | None:

@@ -84,8 +84,8 @@ def added(record: Mapping[str, Any]) -> int:
     if "added" in record:
         return record["added"]
     components = (record.get("components") or {}).values()
-    strategies = (s for component in components for s in component["strategies"])
-    return sum(s["trainable"] for s in strategies if s["name"] not in _OWN_WEIGHTS)
+    strategies = (s for component in components for s in component.get("strategies", ()))
+    return sum(s.get("trainable", 0) for s in strategies if s.get("name") not in _OWN_WEIGHTS)
 
 
 def learning_rate(entry: Entry, decimals: int) -> Cell:
@@ -97,7 +97,7 @@ def learning_rate(entry: Entry, decimals: int) -> Cell:
 
 def _rates(record: Mapping[str, Any]) -> str:
     rates = {
-        name: dict.fromkeys(s["learning_rate"] for s in component["strategies"] if s.get("learning_rate"))
+        name: dict.fromkeys(s["learning_rate"] for s in component.get("strategies", ()) if s.get("learning_rate"))
         for name, component in (record.get("components") or {}).items()
     }  # fmt: skip
     given = {name: "+".join(map(numerals.rate, of)) for name, of in rates.items() if of}

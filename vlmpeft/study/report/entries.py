@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 ZERO_SHOT = Row(BASE_ROW, "zero-shot")
 NO_SHARES = ("loss", "perplexity", "numeric_error", "cider_d")  # not between 0 and 1
-LOWER_IS_BETTER = ("loss", "perplexity", "numeric_error")
 _OF_ERRORS = 300  # characters that a footnote has of an error
 
 

@@ -42,7 +42,8 @@ def planned(record: Mapping[str, Any]) -> Iterator[Planned]:
             if isinstance(entry, Mapping) and "class_path" in entry:
                 name = _short(str(entry["class_path"]))
                 if name != "Frozen":
-                    yield Planned(component, name, entry.get("init_args") or {})
+                    knobs = entry.get("init_args")
+                    yield Planned(component, name, knobs if isinstance(knobs, Mapping) else {})
 
 
 def _short(path: str) -> str:

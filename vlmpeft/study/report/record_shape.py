@@ -1,4 +1,4 @@
-"""Whether a record has the shape that tables and plots read; it may come from anywhere, or be half of one."""
+"""Whether records and study files have the shape that tables and plots read; they may come from anywhere, or be half of one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,43 @@ from typing import Any
 from vlmpeft.runtime.errors import UserError
 
 SPLITS = ("test", "val", "retention")  # the first that there is, is the reported one
-_MAPPINGS = (
-    "base", "components", "config", "controls", "data", "decoding", "git", "identity", "metrics", "search", "seconds",
-    "versions",
-)  # fmt: skip
-_NUMBERS = (
-    "adapter_bytes", "peak_memory_bytes", "seed", "steps", "supervised_tokens", "total", "trainable",
-)  # fmt: skip
+ANY, NUMBER, TEXT = "any", "a number", "text"
+
+# A shape is a word of the above, {key: shape} with "*" for every other key, [shape] of a list's values, or (shape,) of what may be
+# null. Keys that are not there, or not in the shape, are no matter.
+_SCORES = {"*": NUMBER}
+_RECORD = {
+    "base": ({"id": (TEXT,), "bits": ({"*": ANY},)},),
+    "base_name": (TEXT,),
+    "components": ({"*": {"strategies": [{"name": TEXT, "trainable": NUMBER, "learning_rate": (NUMBER,)}]}},),
+    "config": ({"model": ({"plan": ({"*": ANY},)},), "data": ({"*": ANY},), "trainer": ({"*": ANY},)},),
+    "controls": ({"*": _SCORES},),
+    "data": ({"*": {"conversations": (NUMBER,), "sha256": (TEXT,)}},),
+    "identity": ({"template": (TEXT,)},),
+    "metrics": {"*": {"*": _SCORES}},
+    "primary": TEXT,
+    "row": (TEXT,),
+    "search": ({
+        "tried": (NUMBER,),
+        "chosen": ({"*": ANY},),
+        "at_edge": ([TEXT],),
+        "candidates": ([{"settings": {"*": ANY}, "scores": ([NUMBER],)}],),
+    },),
+    "seconds": ({"*": NUMBER},),
+    "task": (TEXT,),
+    **dict.fromkeys(("decoding", "git", "versions"), ({"*": ANY},)),
+    **dict.fromkeys(
+        ("adapter_bytes", "peak_memory_bytes", "seed", "steps", "supervised_tokens", "total", "trainable"), (NUMBER,)
+    ),
+}  # fmt: skip
+_ROW = {"name": TEXT, "title": TEXT, "group": (TEXT,), "variables": {"*": ANY}, "illegal": {"*": TEXT}}  # fmt: skip
+_STUDY = {
+    "name": TEXT, "title": TEXT, "rows": [_ROW], "tasks": [TEXT], "bases": [TEXT], "seeds": [NUMBER], "margin": NUMBER,
+    "cluster": TEXT, "reference": (TEXT,), "full": (TEXT,), "search": ({"*": ANY},), "match_parameters": ({"*": ANY},),
+}  # fmt: skip
 
 
-def check_shape(record: Mapping[str, Any], place: object) -> None:
+def check_record(record: Mapping[str, Any], place: object) -> None:
     """A finished record has scores, and its parts are what they are called.
 
     Args:
@@ -27,32 +54,49 @@ def check_shape(record: Mapping[str, Any], place: object) -> None:
     Raises:
         UserError: with the first part that is not.
     """
-    if problem := _problem(record):
-        raise UserError(f"record {place} {problem}; remove its folder and run it again")
+    problem = _mismatch(record, _RECORD, "")
+    if not problem and not {*SPLITS} & {*(record.get("metrics") or {}).get("tuned", {})}:
+        problem = f"has no scores on {' or '.join(SPLITS)}"
+    if problem or "primary" not in record:
+        raise UserError(
+            f"record {place} {problem or 'names no primary metric'}; remove its folder and run it again"
+        )
 
 
-def _problem(record: Mapping[str, Any]) -> str:
-    for key in _MAPPINGS:
-        if not isinstance(record.get(key) or {}, Mapping):
-            return f"has no mapping as its {key}"
-    for key in _NUMBERS:
-        if not isinstance(record.get(key) or 0, (int, float)):
-            return f"has no number as its {key}"
-    metrics = record.get("metrics") or {}
-    if not isinstance(record.get("primary"), str) or not _are_scores(metrics.get("tuned")):
-        return "has no scores"
-    if not {*SPLITS} & metrics["tuned"].keys():
-        return f"has no scores on {' or '.join(SPLITS)}"
-    if not all(_are_scores(metrics[state]) for state in metrics):
-        return "has scores that are no numbers"
-    if not all(isinstance(v, (int, float)) for v in (record.get("seconds") or {}).values()):
-        return "has seconds that are no numbers"
-    return ""
+def check_study(content: Any, place: object) -> None:
+    """The same of a `study.json`.
+
+    Raises:
+        UserError: with the first part that is of another shape.
+    """
+    if problem := _mismatch(content, _STUDY, ""):
+        raise UserError(f"study file {place} {problem}; run the study again")
 
 
-def _are_scores(splits: object) -> bool:
-    """Split -> metric -> number."""
-    return isinstance(splits, Mapping) and all(
-        isinstance(scores, Mapping) and all(isinstance(v, (int, float)) for v in scores.values())
-        for scores in splits.values()
+def _mismatch(value: Any, shape: Any, place: str) -> str:
+    """The first part of a value that has not its shape; empty if there is none."""
+    if isinstance(shape, tuple):
+        return "" if value is None else _mismatch(value, shape[0], place)
+    if isinstance(shape, dict):
+        return _mismatch_of_mapping(value, shape, place)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"has no list as {place}"
+        return _first(_mismatch(one, shape[0], f"{place}[{n}]") for n, one in enumerate(value))
+    kinds = {TEXT: str, NUMBER: (int, float), ANY: object}
+    return "" if isinstance(value, kinds[shape]) else f"has as {place} not {shape}"
+
+
+def _mismatch_of_mapping(value: Any, shape: dict[str, Any], place: str) -> str:
+    if not isinstance(value, Mapping):
+        return f"has no mapping as {place}" if place else "is no mapping"
+    rest = shape.get("*")
+    return _first(
+        _mismatch(inner, shape.get(key, rest), f"{place}.{key}" if place else str(key))
+        for key, inner in value.items()
+        if key in shape or rest is not None
     )
+
+
+def _first(problems: Any) -> str:
+    return next((problem for problem in problems if problem), "")

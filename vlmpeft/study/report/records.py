@@ -14,7 +14,7 @@ import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.records import SCHEMA, read_record, write_json
-from vlmpeft.study.report.record_shape import SPLITS, check_shape
+from vlmpeft.study.report.record_shape import SPLITS, check_record, check_study
 from vlmpeft.study.report.scored_items import read_scored
 
 STUDY_FILE = "study.json"
@@ -278,7 +278,7 @@ def _read_runs(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
         try:
             record = read_record(path.parent)
             if record and record["status"] == "done":
-                check_shape(record, path)
+                check_record(record, path)
         except UserError as error:
             damaged.append((path, str(error)))
             continue
@@ -296,12 +296,15 @@ def read_info(folder: Path) -> StudyInfo:
     path = folder / STUDY_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        check_study(content, path)
         rows = tuple(Row(**row) for row in content.pop("rows"))
         lists = {key: tuple(content.pop(key)) for key in ("tasks", "bases", "seeds")}
         content.pop("schema", None)
         known = StudyInfo.__dataclass_fields__
         return StudyInfo(rows=rows, **lists, **{k: v for k, v in content.items() if k in known})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"study file {path} cannot be read: {error}; run the study again"
         ) from error

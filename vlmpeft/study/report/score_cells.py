@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from vlmpeft.study.report import numerals
-from vlmpeft.study.report.entries import LOWER_IS_BETTER, Entry
+from vlmpeft.study.report.entries import Entry
 from vlmpeft.study.report.statistics import summary
 from vlmpeft.study.report.table import Cell, Verdict
+from vlmpeft.study.report.verdicts import direction
 
 
 def score(entry: Entry, decimals: int) -> Cell:
@@ -27,8 +28,8 @@ def verdict(entry: Entry) -> Verdict | None:
     if found is None or found.p_holm is None:  # not in the family
         return None
     if found.is_significant:
-        rises = entry.block.metric not in LOWER_IS_BETTER
-        return "better" if (found.difference > 0) == rises else "worse"
+        way = direction(entry.block.metric) or 1
+        return "better" if found.difference * way > 0 else "worse"
     return "equivalent" if found.is_equivalent else None
 
 
