@@ -10,6 +10,7 @@ from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_atomically
 from vlmpeft.study.report.appendix.sections import make_appendix
 from vlmpeft.study.report.layout import make_table
+from vlmpeft.study.report.recommendation import recommend
 from vlmpeft.study.report.records import Study, read_study
 from vlmpeft.study.report.spec import Spec, read_spec
 
@@ -30,6 +31,16 @@ def write_study_files(folder: Path) -> list[Path]:
     paths = [*_tables(study), *write_study_plots(study)]
     write_report(study, folder / "report.html", DataThumbnails())
     return [*paths, folder / "report.html"]
+
+
+def write_recommendations(folder: Path) -> Iterator[str]:
+    """Write recommended-TASK-BASE.yaml of a finished study; yields what is recommended, line by line."""
+    study = read_study(folder)
+    for found in recommend(study):
+        path = folder / f"recommended-{found.task}-{found.base}.yaml"
+        write_atomically(path, found.text(study.info.name).encode())
+        yield from found.lines()
+        yield f"  python -m vlmpeft fit --config {path}"
 
 
 def table_texts(study: Study) -> dict[str, str]:

@@ -14,8 +14,10 @@ from vlmpeft.runtime.errors import UserError
 
 
 def sweep(
+    run_args: list[str],
     study: str,
     out: str | None = None,
+    match_parameters: int | None = None,
     only: list[str] = [],  # noqa: B006  read only
     seeds: str | None = None,
     jobs: int = 1,
@@ -30,7 +32,9 @@ def sweep(
     """Run a study: every row of its file on every task, base and seed; what is finished is not run again.
 
     Args:
+        run_args: keys of a run that every run gets, over those of the file, e.g. --data.train mine.json.
         study: a study file, or the name of one under configs/studies.
+        match_parameters: trainable parameters that every row gets, in place of what the file says.
         out: folder of its records; default results/NAME.
         only: cells that are meant, as row=A,B task=T base=B group=G; globs are taken.
         seeds: instead of those of the file, e.g. 0,1,2,3.
@@ -46,10 +50,10 @@ def sweep(
     """
     from vlmpeft.study.report.records import check_folder
     from vlmpeft.study.rows import check_size, expand_rows
-    from vlmpeft.study.study_file import find_study, read_study_file
+    from vlmpeft.study.study_file import find_study, read_study_file, with_overrides
 
-    wishes = SimpleNamespace(**given(locals()))
-    spec = read_study_file(find_study(study))
+    wishes = SimpleNamespace(**given(locals()), run_args=run_args)
+    spec = with_overrides(read_study_file(find_study(study)), run_args, match_parameters)
     if not yes:
         check_size(spec)
     expand_rows(spec)

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from vlmpeft.cli.study_files import write_recommendations, write_study_files
 from vlmpeft.cli.study_runs import RunOpener
 from vlmpeft.cli.sweep_view import SweepView, summary
 from vlmpeft.runtime.errors import GateFailed, Interrupted, UserError
+from vlmpeft.runtime.visible import visible
 from vlmpeft.study.cells import Cell
 from vlmpeft.study.info import study_info
 from vlmpeft.study.launchers.subprocesses import make_in_subprocess
@@ -65,6 +67,9 @@ def run_sweep(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: Simpl
     view.note(f"{folder}: {summary(progress)}")
     if len(progress.over) == progress.total:
         _write_files(folder, view)
+        if study.spec.recommend:
+            for line in write_recommendations(folder):
+                print(visible(line))  # noqa: T201
     if progress.failed:
         raise GateFailed(
             f"{len(progress.failed)} run(s) failed, e.g. {progress.failed[0].name}: {progress.failed[0].error}; the same "
@@ -74,8 +79,6 @@ def run_sweep(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: Simpl
 
 def _write_files(folder: Path, view: SweepView) -> None:
     """Tables, plots and page; whoever is last with the runs writes them."""
-    from vlmpeft.cli.study_files import write_study_files
-
     try:
         written = write_study_files(folder)
     except UserError as error:
@@ -203,10 +206,12 @@ def _words(wishes: SimpleNamespace) -> list[str]:
         words += ["--only", *wishes.only]
     if wishes.accept:
         words += ["--accept", *wishes.accept]
+    if wishes.match_parameters:
+        words.append(f"--match_parameters={wishes.match_parameters}")
     for name in ("seeds", "shard"):
         if (value := getattr(wishes, name)) is not None:
             words += [f"--{name}", value]
-    return words
+    return [*words, *wishes.run_args]
 
 
 def _gpus() -> list[str]:

@@ -87,7 +87,10 @@ def _footer(outline: dict[str, Any]) -> Iterator[str]:
         f"{runs['done']} of them done in {outline['folder']}"
     )
     if match:
-        yield f"matched to {match['total']:,} trainable parameters within {100 * match['tolerance']:g} %"
+        size = (
+            f"{match['percent']:g} % of the base as" if match["percent"] else f"{match['total']:,}"
+        )
+        yield f"matched to {size} trainable parameters within {100 * match['tolerance']:g} %"
     if any(cell["peak_bytes"] for cell in cells):
         yield (
             "GB: the most a run takes at data.max_length (see estimate); < is the forecast of a larger row"

@@ -81,7 +81,7 @@ class Runner:
         make: Make | None = None,
     ):
         self.study, self.folder, self.cells = study, folder, list(cells)
-        self.search, self.view = search, view
+        self.worker, self.search, self.view = worker, search, view
         self.make: Make = make or worker.complete
         self.claims = Claims(folder / "claims")
         self.records = RecordsOnDisk(folder, worker, accept, time.time(), view.note)
@@ -91,15 +91,29 @@ class Runner:
         """Make what is missing, until nothing is; a run that another process works on is waited for.
 
         Raises:
-            UserError: a finished record has other settings than the study.
+            UserError: the data of a task cannot be used; a finished record has other settings than the study.
             Interrupted: a signal asked for it; what was begun can be resumed.
         """
+        self._read_data()
         for run in self._known_runs():
             self.records.check(run)
         while waiting := self._pass():
             self.view.note(f"waiting for {waiting} run(s) of other processes")
             time.sleep(POLL_SECONDS)
         return self.outcome
+
+    def _read_data(self) -> None:
+        """Read the data of each task once: a mistake in it is no failure of a row.
+
+        Raises:
+            UserError: the data cannot be used.
+        """
+        first = {(cell.base, cell.task): cell for cell in reversed(self.cells)}
+        for cell in first.values():
+            try:
+                self.worker.identity(cell.args, 0)
+            except UserError as error:
+                raise UserError(f"task {cell.task}: {error}") from error
 
     def _known_runs(self) -> Iterable[PlannedRun]:
         """Every run whose settings are known before anything is run."""

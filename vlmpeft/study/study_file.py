@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,42 @@ def _match(match: Any) -> Match | None:
     if ("total" in match) == ("percent" in match):
         raise UserError("match_parameters: give total, or percent of the base's parameters")
     return Match(**match)
+
+
+def with_overrides(
+    spec: StudySpec, run_args: Sequence[str], match_parameters: int | None = None
+) -> StudySpec:
+    """A study with settings of the command line over those of its file.
+
+    Args:
+        spec: as the file has it.
+        run_args: arguments of `fit`, for every run. Another base gets its own name.
+        match_parameters: trainable parameters of every row; None leaves them as they are.
+
+    Raises:
+        UserError: another base in a study of several; a seed, which is the study's.
+    """
+    match = (
+        replace(spec.match or Match(), total=match_parameters, percent=None)
+        if match_parameters
+        else spec.match
+    )
+    bases = spec.bases
+    for key, value in _pairs(run_args):
+        if key == "seed_everything":
+            raise UserError("sweep: --seed_everything has no effect on a study; give --seeds 0,1,2")
+        if key == "model.base.path":
+            if len(bases) > 1:
+                raise UserError(
+                    f"sweep: --model.base.path={value} would make one of the study's {len(bases)} bases; write them in the file"
+                )
+            name = check_name(Path(value).name or value, "base")
+            bases = {name: next(iter(bases.values()))}
+    return replace(spec, match=match, bases=bases, overrides=tuple(run_args))
+
+
+def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for number, word in enumerate(args):
+        key, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            yield key, value if equals else (*args, "")[number + 1]

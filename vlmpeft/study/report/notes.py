@@ -115,8 +115,14 @@ def _about_settings(contents: Contents) -> Iterator[str]:
     elif counts:
         yield f"The rows' settings were searched with unequal budgets: {counts[0]} to {counts[-1]} settings tried."
     if info.match_parameters:
-        said = ", ".join(f"{key} {value}" for key, value in info.match_parameters.items())
-        yield f"Rows have matched parameters: {said}."
+        match = info.match_parameters
+        size = (
+            f"{match['percent']:g} % of the base" if match.get("percent") else f"{match['total']:,}"
+        )
+        yield (
+            f"Rows have equal numbers of trainable parameters: {size} within {100 * match['tolerance']:g} %, by the choice of "
+            "rank, width or tokens."
+        )
 
 
 def _about_records(contents: Contents) -> str:
