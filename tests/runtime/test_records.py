@@ -1,5 +1,6 @@
 import gzip
 import json
+import multiprocessing
 from types import SimpleNamespace
 
 import pytest
@@ -108,3 +109,22 @@ def test_selected_checkpoint_is_what_the_record_says(tmp_path):
     torch.save({"state_dict": {}, "global_step": 5}, tmp_path / "best.ckpt")
     keeper.best_step = 5
     assert keeper.load_selected(module, 7) == {"by": "val/exact_match", "step": 5}
+
+
+def write_often(path, number):
+    for count in range(300):
+        write_atomically(path, f"{number} {count}".encode())
+
+
+def test_processes_that_write_one_file_at_once_do_not_disturb_each_other(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=write_often, args=(tmp_path / "a", number)) for number in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "a").read_text().endswith(" 299")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -21,7 +21,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: it could not be written.
     """
-    scratch = path.with_name(path.name + ".tmp")
+    # a name of its own: two processes may write the same file at once
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("wb") as file:
