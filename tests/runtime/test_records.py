@@ -8,7 +8,7 @@ import torch
 
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.provenance import semantic_hash
-from vlmpeft.runtime.records import read_items, write_items, write_json
+from vlmpeft.runtime.records import read_items, write_atomically, write_items, write_json
 from vlmpeft.training.checkpoints import AtomicCheckpointIO
 from vlmpeft.training.progress import MetricsCsv
 from vlmpeft.training.run import new_run_dir
