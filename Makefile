@@ -43,12 +43,13 @@ test: $(STAMP)  ## the tests, minutes on 2 cores
 test-slow: $(STAMP)  ## the long tests
 	$(PY) -m pytest -m "slow and not gpu and not net"
 
-check: $(STAMP)  ## lint, format, types, import layers, spelling
+check: $(STAMP)  ## lint, format, types, import layers, spelling, and that every table and plot is what its records give
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 	$(dir $(PY))lint-imports
 	$(PY) -m codespell_lib
+	$(PY) scripts/tables.py --check
 
 bench: $(STAMP)  ## the benchmarks, records under results/benchmarks/
 	$(PY) benchmarks/step.py

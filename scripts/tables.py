@@ -18,6 +18,7 @@ from pathlib import Path
 from architecture import BLOCKS
 from matrices import architectures, conformance, markdown, spread
 from merge_tables import merging_cost_table, merging_memory, merging_speed_table, merging_table
+from study_tables import front_page, old_plots, studies, study_files, whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,33 +45,6 @@ def format_runs() -> dict[str, list[dict]]:
 
 def exact_match(records: list[dict], which: str) -> list[float]:
     return [record["metrics"][which]["test"]["exact_match"] for record in records]
-
-
-def format_table() -> str:
-    """Runs on the `format` task: one row a config, over its seeds."""
-    rows = []
-    for config, records in format_runs().items():
-        first = records[0]
-        share = 100 * first["trainable"] / (first["total"] + _added(first))
-        rows.append(
-            [
-                f"`{config}.yaml`",
-                f"{first['trainable']:,}",
-                f"{share:.2f}",
-                f"{100 * statistics.mean(exact_match(records, 'base')):.1f}",
-                spread(exact_match(records, "tuned")),
-                str(len(records)),
-            ]
-        )
-    if not rows:
-        return "No record yet: `python benchmarks/fit.py`."
-    return markdown(["config", "trainable", "%", "base", "tuned", "seeds"], rows)
-
-
-def _added(record: dict) -> int:
-    """Parameters the base did not have: all trainables but those of `Full`."""
-    strategies = [s for c in record["components"].values() for s in c["strategies"]]
-    return sum(s["trainable"] for s in strategies if s["name"] != "Full")
 
 
 def benchmark_table(name: str) -> str:
@@ -144,7 +118,10 @@ def export_table() -> str:
 
 TABLES = {
     "tiny": tiny_table,
-    "format": format_table,
+    "ranks": lambda: front_page("ranks"),
+    "ranks_whole": lambda: whole("ranks"),
+    "grid_small_whole": lambda: whole("grid_small"),
+    "study": lambda: benchmark_table("study"),
     "metrics": metrics_table,
     "columns": columns_table,
     "table": lambda: benchmark_table("table"),
@@ -211,12 +188,20 @@ def main() -> int:
     for config, records in runs.items():
         path = ROOT / "configs" / f"{config}.yaml"
         new[path] = header(path.read_text(), records)
-    stale = []
-    for path, text in new.items():
-        if text != path.read_text():
-            stale.append(str(path.relative_to(ROOT)))
-            if "--check" not in sys.argv:
-                path.write_text(text)
+    files = {path: text.encode() for path, text in new.items()}
+    gone = []
+    for folder in studies():
+        made = study_files(folder)
+        files |= made
+        gone += old_plots(folder, made)
+    stale = [path for path in files if not path.is_file() or files[path] != path.read_bytes()]
+    if "--check" not in sys.argv:
+        for path in stale:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files[path])
+        for path in gone:
+            path.unlink()
+    stale = [str(path.relative_to(ROOT)) for path in (*stale, *gone)]
     print("stale: " + ", ".join(stale) if stale else "tables are what their records give")
     return 1 if stale and "--check" in sys.argv else 0
 
