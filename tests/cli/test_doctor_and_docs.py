@@ -1,6 +1,5 @@
 import json
 import re
-import subprocess
 from dataclasses import fields
 
 from vlmpeft.__main__ import VERBS, main

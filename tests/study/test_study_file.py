@@ -205,3 +205,51 @@ def test_sweep_ends_with_exit_code_2_before_anything_is_run(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in last
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
+
+
+def test_settings_of_the_command_line_come_last_and_another_base_has_its_own_name(tmp_path):
+    from vlmpeft.study.cells import cells_of
+    from vlmpeft.study.rows import expand_rows
+    from vlmpeft.study.study_file import with_overrides
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: tiny\ntasks: [format]\nset: {data.batch_size: 4}\nmatch_parameters: {percent: 1}\n"
+        "rows: {a: {set: {data.batch_size: 8, model.plan.language: LoRA}}}\n"
+    )
+    args = ["--data.batch_size", "2", "--model.base.path=models/mine"]
+    spec = with_overrides(read_study_file(path), args, 500)
+    (cell,) = cells_of(spec, expand_rows(spec))
+    assert cell.base == "mine"
+    assert list(cell.args[-3:]) == args
+    assert spec.match.on(10_000_000).total == 500
+    assert read_study_file(path).match.on(1_000).total == 10
+
+
+@pytest.mark.parametrize(
+    ("args", "base", "words"),
+    [
+        (["--seed_everything=3"], "tiny", "--seeds"),
+        (["--model.base.path=x/y"], "{a: tiny, b: tiny}", "2 bases"),
+        (["--model.base.path=x/y z"], "tiny", "folder"),
+    ],
+)
+def test_setting_of_the_command_line_that_a_study_cannot_take_is_refused(
+    tmp_path, args, base, words
+):
+    from vlmpeft.study.study_file import with_overrides
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"base: {base}\ntasks: [format]\nrows: {{a: {{set: {{model.plan.language: LoRA}}}}}}\n"
+    )
+    with pytest.raises(UserError, match=words):
+        with_overrides(read_study_file(path), args)
+
+
+@pytest.mark.parametrize("match", ["{}", "{total: 5, percent: 1}"])
+def test_match_needs_one_size(tmp_path, match):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: tiny\ntasks: [format]\nrows: {{a: }}\nmatch_parameters: {match}\n")
+    with pytest.raises(UserError, match="total, or percent"):
+        read_study_file(path)
