@@ -15,7 +15,7 @@ from vlmpeft.data.workbench.source import Question
 from vlmpeft.data.workbench.tasks import Task
 from vlmpeft.runtime.shipped import cache_dir
 
-VERSION = 2  # raise it when the same seed gives other data, so that stale caches are not read
+VERSION = 3  # raise it when the same seed gives other data, so that stale caches are not read
 
 
 def build_task(reference: str, out: Path, seed: int = 0) -> dict[str, int]:

@@ -1,9 +1,13 @@
 """The `style` target task: questions of the source task about scenes that are drawn in another way.
 
-What is asked and answered is the source task's; what is new is how a picture looks: on a dark bench in false
-colours, or as white lines on a blueprint, with more sensor noise. It isolates a vision-side shift. Every fact that is
-asked for is still there: the false colours of two colours differ at every size of the shift, and about a
-blueprint nothing is asked that has to do with colour.
+What is asked and answered is the source task's; what is new is how a picture looks: in false colours on a coloured
+bench, or as a blueprint, with more sensor noise. It isolates a vision-side shift. Every fact that is asked for is
+still there: the false colours of two colours differ at every size of the shift, and about a blueprint nothing is
+asked that has to do with colour.
+
+The new colours are none of the old ones, and parts stay darker than what they lie on. A permutation of the old
+colours is learnt sooner by the language model, as new words for them; a bench that is darker than the parts takes
+thousands of steps (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -35,14 +39,14 @@ from vlmpeft.data.workbench.source import (
 )
 
 LOOKS = ("false_colour", "blueprint")
-HUE_TURN = 0.5  # of the whole circle, at the full shift
+HUE_TURN = 1 / 12  # of the whole circle, at the full shift: every colour is between two that the base knows
 FALSE_BLACK: Colour = (120, 60, 20)
-FALSE_BENCH: Colour = (20, 40, 40)
-PAPER: Colour = (30, 60, 140)
-WASH: Colour = PAPER
+FALSE_BENCH: Colour = (220, 160, 110)
+PAPER: Colour = (90, 120, 190)
+WASH: Colour = (30, 50, 120)  # of the parts, all alike
 LINE: Colour = (235, 240, 250)
-LINE_WIDTH = 7  # of the oversampled picture; odd
-NOISE, MORE_NOISE = 5, 25  # of the source look; added to it at the full shift
+LINE_WIDTH = 5  # of the oversampled picture; odd
+NOISE, MORE_NOISE = 5, 10  # of the source look; added to it at the full shift
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def random_styled_scene(rng: random.Random, split: str) -> StyledScene:
 
 
 def false_palette(shift: float) -> dict[str, Colour]:
-    """Colour -> what it is drawn in: its hue turned by up to half the circle; black turns brown."""
+    """Colour -> what it is drawn in: its hue turned by up to a twelfth of the circle; black turns brown."""
     turned = {name: _turn(colour, shift * HUE_TURN) for name, colour in COLOURS.items()}
     return turned | {"black": _between(COLOURS["black"], FALSE_BLACK, shift)}
 
