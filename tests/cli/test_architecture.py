@@ -21,6 +21,7 @@ WALKS = (
     "A conversation, from JSON to loss",
     "A plan, from YAML to an adapter folder",
     "An adapter, from its folder to a merged checkpoint",
+    "A study, from its file to a table",
     "One training step, in order",
 )
 
