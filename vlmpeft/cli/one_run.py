@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 from vlmpeft.runtime.errors import Interrupted, UserError
@@ -36,5 +38,17 @@ def main(path: str) -> int:
     return 0
 
 
+def _end_with_stdin() -> None:
+    """End at once when the process that started this one is no more: another may make the run by then."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(3)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 if __name__ == "__main__":
+    if "--until_stdin_ends" in sys.argv[2:]:
+        _end_with_stdin()
     sys.exit(main(sys.argv[1]))

@@ -28,7 +28,7 @@ def written_whole(out: Path) -> Iterator[Path]:
     """
     refuse_existing(out)
     try:
-        scratch = _make_scratch(out)
+        scratch = make_scratch(out)
     except OSError as error:
         raise UserError(f"folder {out} cannot be written: {error.strerror or error}") from error
     try:
@@ -48,20 +48,25 @@ def written_whole(out: Path) -> Iterator[Path]:
 def replaced_whole(out: Path) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its place at the end; after an error `out` is as it was.
 
+    A kill leaves the old folder, the new one or, for the moment between two renames, neither; never a part of one.
+
     Raises:
         OSError: it cannot be written.
     """
-    scratch = _make_scratch(out)
+    scratch = make_scratch(out)
+    aside = make_scratch(out)
     try:
         yield scratch
         _open_to_readers(scratch)
-        shutil.rmtree(out, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            out.rename(aside / "old")
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _make_scratch(out: Path) -> Path:
+def make_scratch(out: Path) -> Path:
     """A new folder beside `out`; what killed processes left of such folders is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class RecordsOnDisk:
             )
         if refused:
             self._redone.add(run.name)
-            path.unlink()
+            path.unlink(missing_ok=True)
         elif found:
             accepted = {key: [old, new] for key, old, new in found}
             if record.get("accepted") != accepted:
@@ -103,6 +104,7 @@ class RecordsOnDisk:
             raise UserError(f"record {folder / 'result.json'} says done and holds no scores")
         except UserError as error:
             aside = folder / "result.json.damaged"
-            (folder / "result.json").replace(aside)
+            with contextlib.suppress(FileNotFoundError):  # set aside by another process
+                (folder / "result.json").replace(aside)
             self.note(f"{error} - set aside as {aside.name}; the run is made again")
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Worker:
         self._data: dict[str, VLMData] = {}
         self._kept: dict[str, KeptOutputs] = {}
         self._identities: dict[str, dict[str, Any]] = {}
+        self._asked = threading.Lock()
 
     def prepare(self, args: Sequence[str], folder: Path) -> FitRun:
         """A run with its data read and its base recognised; no weights are loaded."""
@@ -65,11 +67,15 @@ class Worker:
         return run
 
     def identity(self, args: Sequence[str], seed: int) -> dict[str, Any]:
-        """What a run of these arguments would be; of runs that differ by their seed it is found out once."""
+        """What a run of these arguments would be; of runs that differ by their seed it is found out once.
+
+        Several threads may ask.
+        """
         key = json.dumps([arg for arg in args if not arg.startswith("--seed_everything=")])
-        if key not in self._identities:
-            run = self.prepare(args, Path(os.devnull))
-            self._identities[key] = plain(run_identity(run))
+        with self._asked:
+            if key not in self._identities:
+                run = self.prepare(args, Path(os.devnull))
+                self._identities[key] = plain(run_identity(run))
         return self._identities[key] | {"seed": seed}
 
     def complete(self, order: Order) -> None:

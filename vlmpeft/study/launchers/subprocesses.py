@@ -19,8 +19,8 @@ INTERRUPTED = 3  # exit code of a process that was told to stop and saved
 
 
 def command(order_path: Path | str) -> list[str]:
-    """The command that makes the run of an order file."""
-    return [sys.executable, "-m", "vlmpeft.cli.one_run", str(order_path)]
+    """The command that makes the run of an order file; its standard input is a pipe from whoever waits for it."""
+    return [sys.executable, "-m", "vlmpeft.cli.one_run", str(order_path), "--until_stdin_ends"]
 
 
 def make_in_subprocess(order: Order, environment: Mapping[str, str] | None = None) -> None:
@@ -40,6 +40,7 @@ def make_in_subprocess(order: Order, environment: Mapping[str, str] | None = Non
         with (Path(scratch) / "log").open("w+", errors="replace") as log:
             process = subprocess.Popen(
                 command(path),
+                stdin=subprocess.PIPE,  # ends with this process, and the run with it
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment or os.environ,
