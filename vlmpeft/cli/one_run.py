@@ -42,7 +42,7 @@ def _end_with_stdin() -> None:
     """End at once when the process that started this one is no more: another may make the run by then."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not sys.stdin: its lock would be held when the process ends
         os._exit(3)
 
     threading.Thread(target=wait, daemon=True).start()

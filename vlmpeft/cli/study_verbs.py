@@ -20,8 +20,11 @@ def sweep(
     match_parameters: int | None = None,
     only: list[str] = [],  # noqa: B006  read only
     seeds: str | None = None,
-    jobs: int = 1,
-    launcher: Literal["process", "subprocess"] = "process",
+    jobs: int | None = None,
+    launcher: Literal["process", "subprocess", "ray"] = "process",
+    address: str | None = None,
+    cpus_per_run: float | None = None,
+    gpus_per_run: float | None = None,
     shard: str | None = None,
     redo: bool = False,
     accept: list[str] = [],  # noqa: B006  read only
@@ -38,9 +41,14 @@ def sweep(
         out: folder of its records; default results/NAME.
         only: cells that are meant, as row=A,B task=T base=B group=G; globs are taken.
         seeds: instead of those of the file, e.g. 0,1,2,3.
-        jobs: processes that share the runs, each with its share of the cores or a GPU of its own. The same command may also be
-            given in any number of terminals or jobs of a cluster that see the same folder.
-        launcher: process makes run after run in this process on one base in memory; subprocess gives each run a process of its own.
+        jobs: processes that share the runs, each with its share of the cores or a GPU of its own; default 1. The same command may
+            also be given in any number of terminals or jobs of a cluster that see the same folder. With ray, runs at once; default
+            as many as the cluster has room for.
+        launcher: process makes run after run in this process on one base in memory; subprocess gives each run a process of its own;
+            ray makes each on a node of a Ray cluster, and brings what it leaves here.
+        address: of the Ray cluster, e.g. auto or HOST:6379; default auto.
+        cpus_per_run: cores of a node that a run gets; default 1. Of ray.
+        gpus_per_run: GPUs of a node that a run gets; default 1 if the cluster has any. Of ray.
         shard: K/N makes only every N-th row, beginning with the K-th.
         redo: make finished runs of other settings than the file's again; without it they are refused.
         accept: keys in which a finished record may differ, e.g. data.train.
@@ -57,12 +65,30 @@ def sweep(
     if not yes:
         check_size(spec)
     expand_rows(spec)
+    _check_launcher(wishes)
     wishes.folder = Path(out) if out else Path("results") / spec.name
     check_folder(wishes.folder, spec.name)
     declare_torchvision()
     from vlmpeft.cli.sweep import sweep_study
 
     sweep_study(spec, wishes)
+
+
+def _check_launcher(wishes: SimpleNamespace) -> None:
+    if wishes.jobs is not None and wishes.jobs < 1:
+        raise UserError(f"--jobs {wishes.jobs}: give a number above 0")
+    options = ("address", "cpus_per_run", "gpus_per_run")
+    if wishes.launcher != "ray":
+        for name in options:
+            if getattr(wishes, name) is not None:
+                raise UserError(f"--{name} is an option of --launcher ray, which is not asked for")
+        return
+    from vlmpeft.study.launchers.ray_cluster import require_ray
+
+    require_ray()
+    for name in options[1:]:
+        if (value := getattr(wishes, name)) is not None and value < 0:
+            raise UserError(f"--{name} {value:g}: give a number of at least 0")
 
 
 def table(

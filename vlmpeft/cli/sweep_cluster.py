@@ -29,7 +29,8 @@ def work_on_cluster(
         UserError: there is no such cluster, or what a runner raises.
         Interrupted: a signal; the checkpoints of what ran are here.
     """
-    cluster = RayCluster(wishes.address, wishes.cpus_per_run, wishes.gpus_per_run, view.note)
+    cpus = 1.0 if wishes.cpus_per_run is None else wishes.cpus_per_run
+    cluster = RayCluster(wishes.address or "auto", view.note, cpus, wishes.gpus_per_run)
     try:
         jobs = cluster.room if wishes.jobs is None else wishes.jobs
         _work_together([runner_of(cluster.make) for _ in range(jobs)], cluster, view)

@@ -20,6 +20,7 @@ from vlmpeft.runtime.visible import visible
 from vlmpeft.study.cells import Cell
 from vlmpeft.study.info import study_info
 from vlmpeft.study.launchers.subprocesses import make_in_subprocess
+from vlmpeft.study.order import Make
 from vlmpeft.study.outline import search_runs
 from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs
 from vlmpeft.study.records_on_disk import Accept
@@ -59,7 +60,9 @@ def run_sweep(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: Simpl
         _work(study, mine, wishes, view)
         return
     with view:
-        if wishes.jobs > 1:
+        if wishes.launcher == "ray":
+            _work_on_cluster(study, mine, wishes, view)
+        elif (wishes.jobs or 1) > 1:
             _start_workers(wishes, view)
         else:
             _work(study, mine, wishes, view)
@@ -111,13 +114,35 @@ def _work(
 ) -> None:
     stop = Stop()
     worker = Worker(RunOpener([stop, _Steps(view)]))
+    make = make_in_subprocess if wishes.launcher == "subprocess" else None
+    with stop.handled():
+        _runner(study, cells, wishes, view, worker, make).run()
+
+
+def _work_on_cluster(
+    study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: SimpleNamespace, view: SweepView
+) -> None:
+    from vlmpeft.cli.sweep_cluster import work_on_cluster
+
+    worker = Worker(RunOpener())  # says what a run would be, and makes none
+    work_on_cluster(lambda make: _runner(study, cells, wishes, view, worker, make), wishes, view)
+
+
+def _runner(
+    study: ResolvedStudy,
+    cells: Sequence[ResolvedCell],
+    wishes: SimpleNamespace,
+    view: SweepView,
+    worker: Worker,
+    make: Make | None,
+) -> Runner:
     candidates = {(c.cell.base, c.cell.task, c.cell.row): c.candidates for c in cells}
     search = study.spec.search
 
     def candidates_of(cell: Cell) -> Sequence[Candidate]:
         return candidates[cell.base, cell.task, cell.row]
 
-    runner = Runner(
+    return Runner(
         study.spec.name,
         wishes.folder,
         [one.cell for one in cells],
@@ -125,10 +150,8 @@ def _work(
         SearchRuns(candidates_of, search.seeds, search.steps, search.on) if search else None,
         Accept(wishes.redo, tuple(wishes.accept)),
         view,
-        make_in_subprocess if wishes.launcher == "subprocess" else None,
+        make,
     )
-    with stop.handled():
-        runner.run()
 
 
 class _Steps(pl.Callback):

@@ -97,8 +97,11 @@ class Runner:
         self._read_data()
         for run in self._known_runs():
             self.records.check(run)
+        told = 0
         while waiting := self._pass():
-            self.view.note(f"waiting for {waiting} run(s) of other processes")
+            if waiting != told:
+                self.view.note(f"waiting for {waiting} run(s) that are made elsewhere")
+            told = waiting
             time.sleep(POLL_SECONDS)
         return self.outcome
 

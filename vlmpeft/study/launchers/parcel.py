@@ -25,7 +25,9 @@ def pack(folder: Path, parcel: Path) -> int:
     with tarfile.open(parcel, "w") as tar:
         for path in sorted(files, key=lambda path: _turn(path.relative_to(folder).as_posix())):
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                tar.addfile(tar.gettarinfo(arcname=str(path.relative_to(folder)), fileobj=file), file)
+                tar.addfile(
+                    tar.gettarinfo(arcname=str(path.relative_to(folder)), fileobj=file), file
+                )
     return parcel.stat().st_size
 
 

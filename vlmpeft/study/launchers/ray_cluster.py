@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import tempfile
@@ -21,7 +22,10 @@ from vlmpeft.study.launchers.subprocesses import INTERRUPTED, check_ended
 from vlmpeft.study.order import Order
 
 POLL_SECONDS = 0.5
-FETCH_SECONDS, FETCH_SHARE = 5.0, 0.05  # checkpoints are fetched this often, and for this share of the time at most
+FETCH_SECONDS, FETCH_SHARE = (
+    5.0,
+    0.05,
+)  # checkpoints are fetched this often, and for this share of the time at most
 MOST_LOSSES = 3  # of a run, without a new checkpoint in between
 
 
@@ -34,9 +38,9 @@ class RayCluster:
 
     Args:
         address: of the cluster, as `ray.init` takes it; auto is the one that this machine belongs to.
+        note: told which run lost its node.
         cpus_per_run: cores that each run has for itself.
         gpus_per_run: the same of GPUs, or a part of one; None is one if the cluster has any.
-        note: told which run lost its node.
 
     Raises:
         UserError: Ray is not installed, there is no such cluster, or none of its nodes has room for a run.
@@ -45,9 +49,9 @@ class RayCluster:
     def __init__(
         self,
         address: str,
-        cpus_per_run: float,
-        gpus_per_run: float | None,
         note: Callable[[str], None],
+        cpus_per_run: float = 1.0,
+        gpus_per_run: float | None = None,
     ):
         self.ray, self.note = _connected(address), note
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
@@ -134,7 +138,7 @@ class RayCluster:
                     node.ask("receive", part)
         if order.base_folder and (Path(order.base_folder) / "result.json").is_file():
             order = replace(order, base_folder=None)
-        return node.ask("start", asdict(order), os.getcwd())
+        return node.ask("start", asdict(order), str(Path.cwd()))
 
     def _follow(self, node: _Node, order: Order, look: Look) -> Look:
         """Fetch each new checkpoint of a run, and everything at its end."""
@@ -197,16 +201,21 @@ def _place_of_errors(node: _Node | None) -> Iterator[None]:
         raise _Lost(f"{place} was lost ({line})") from error
 
 
-def _connected(address: str) -> Any:
-    """Ray, connected to a cluster."""
-    # what a run that asks for no GPU sees is left to the machine; Ray prints a line about it otherwise
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
+def require_ray() -> None:
+    """Raise a UserError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
         raise UserError(
             "--launcher ray needs Ray, which is not installed: pip install 'vlmpeft[cluster]'"
-        ) from error
+        )
+
+
+def _connected(address: str) -> Any:
+    """Ray, connected to a cluster."""
+    require_ray()
+    # what a run that asks for no GPU sees is left to the machine; Ray prints a line about it otherwise
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
@@ -221,7 +230,7 @@ def _connected(address: str) -> Any:
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
     """How many runs a node can make at once."""
     needs = [(node.get(name, 0.0), need) for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
-    return min((int(has / need) for has, need in needs), default=0)
+    return min((int(has / need + 1e-9) for has, need in needs), default=0)
 
 
 def _time_of(path: Path) -> int | None:
