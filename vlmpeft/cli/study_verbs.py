@@ -83,7 +83,7 @@ def _check_launcher(wishes: SimpleNamespace) -> None:
             if getattr(wishes, name) is not None:
                 raise UserError(f"--{name} is an option of --launcher ray, which is not asked for")
         return
-    from vlmpeft.study.launchers.ray_cluster import require_ray
+    from vlmpeft.study.launchers.ray_connection import require_ray
 
     require_ray()
     for name in options[1:]:

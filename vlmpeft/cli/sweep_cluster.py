@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,13 @@ def work_on_cluster(
         UserError: there is no such cluster, or what a runner raises.
         Interrupted: a signal; the checkpoints of what ran are here.
     """
+    log = wishes.folder / "claims" / "ray.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file, contextlib.redirect_stdout(file):  # what Ray says of its nodes
+        _work(runner_of, wishes, view)
+
+
+def _work(runner_of: Callable[[Make], Runner], wishes: SimpleNamespace, view: SweepView) -> None:
     cpus = 1.0 if wishes.cpus_per_run is None else wishes.cpus_per_run
     cluster = RayCluster(wishes.address or "auto", view.note, cpus, wishes.gpus_per_run)
     try:
@@ -45,7 +53,7 @@ def _work_together(runners: Sequence[Runner], cluster: RayCluster, view: SweepVi
     """Let every runner work in a thread of its own, until all of them have ended."""
     errors: list[BaseException] = []
     threads = [
-        threading.Thread(target=_work, args=(runner, cluster, errors), daemon=True)
+        threading.Thread(target=_run, args=(runner, cluster, errors), daemon=True)
         for runner in runners
     ]
     with Stop().handled():
@@ -62,7 +70,7 @@ def _work_together(runners: Sequence[Runner], cluster: RayCluster, view: SweepVi
         raise Interrupted(GO_ON) if isinstance(error, Interrupted) else error
 
 
-def _work(runner: Runner, cluster: RayCluster, errors: list[BaseException]) -> None:
+def _run(runner: Runner, cluster: RayCluster, errors: list[BaseException]) -> None:
     try:
         runner.run()
     except BaseException as error:  # noqa: BLE001  raised where the threads are waited for

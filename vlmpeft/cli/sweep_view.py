@@ -29,6 +29,7 @@ class SweepView:
         self.title, self.watch = title, watch
         self.console: Console = terminal_console(stderr=True)
         self.step = ""  # of the run that this process makes
+        self._noted: set[str] = set()
         self._live: Live | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -61,7 +62,10 @@ class SweepView:
         self.step = f"step {step}/{total}, loss {loss:.4f}"
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; the same line is said once."""
+        if text in self._noted:
+            return
+        self._noted.add(text)
         self.console.print(visible(text), soft_wrap=True)
 
     # -- shown -------------------------------------------------------------------------------------

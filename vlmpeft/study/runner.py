@@ -97,11 +97,8 @@ class Runner:
         self._read_data()
         for run in self._known_runs():
             self.records.check(run)
-        told = 0
-        while waiting := self._pass():
-            if waiting != told:
-                self.view.note(f"waiting for {waiting} run(s) that are made elsewhere")
-            told = waiting
+        while self._pass():
+            self.view.note("waiting for runs that are made elsewhere")
             time.sleep(POLL_SECONDS)
         return self.outcome
 

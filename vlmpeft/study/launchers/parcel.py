@@ -50,8 +50,9 @@ def unpack(parcel: Path, folder: Path) -> None:
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    name, content = PurePosixPath(member.name), tar.extractfile(member)
-    if not member.isreg() or content is None or name.is_absolute() or ".." in name.parts:
+    name = PurePosixPath(member.name)
+    content = tar.extractfile(member) if member.isreg() else None
+    if content is None or name.is_absolute() or ".." in name.parts:
         raise UserError(f"parcel has {member.name!r}, which is no file below its folder")
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import logging
-import os
 import tempfile
 import threading
 import time
@@ -18,6 +15,7 @@ from typing import Any
 from vlmpeft.runtime.errors import Interrupted, UserError
 from vlmpeft.study.launchers.node_run import Look, NodeRun
 from vlmpeft.study.launchers.parcel import CHECKPOINT, pack, parts, unpack
+from vlmpeft.study.launchers.ray_connection import connected
 from vlmpeft.study.launchers.subprocesses import INTERRUPTED, check_ended
 from vlmpeft.study.order import Order
 
@@ -53,7 +51,7 @@ class RayCluster:
         cpus_per_run: float = 1.0,
         gpus_per_run: float | None = None,
     ):
-        self.ray, self.note = _connected(address), note
+        self.ray, self.note = connected(address), note
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if gpus_per_run is None:
             gpus_per_run = float(any(node.get("GPU") for node in nodes))
@@ -97,8 +95,8 @@ class RayCluster:
 
     def _make_on_a_node(self, order: Order) -> None:
         with self._placed() as node, _place_of_errors(node):
-            look = self._start(node, order)
-            look = self._follow(node, order, look)
+            look = self._follow(node, order, self._start(node, order))
+            node.ask("remove")
             if look.code == INTERRUPTED and not self._stopping.is_set():
                 raise _Lost(f"the run was told to end on node {node.name}")
             check_ended(look.code or 0, look.lines)
@@ -113,9 +111,7 @@ class RayCluster:
             with _place_of_errors(None):
                 yield _Node(self.ray, actor, self._await(actor.node.remote()))
         finally:
-            with contextlib.suppress(Exception):  # the node is gone
-                self.ray.get(actor.remove.remote(), timeout=30)
-            self.ray.kill(actor)
+            self.ray.kill(actor)  # and with it the run, if it still goes on
 
     def _await(self, answer: Any) -> Any:
         while not self.ray.wait([answer], timeout=POLL_SECONDS)[0]:
@@ -195,36 +191,10 @@ def _place_of_errors(node: _Node | None) -> Iterator[None]:
     except RayTaskError as error:
         raise UserError(f"{place}: {type(error.cause).__name__}: {error.cause}") from error
     except RayError as error:
-        line = str(error).strip().splitlines()[-1].strip()
         if isinstance(error, RayActorError) and error.actor_init_failed:
+            line = str(error).strip().splitlines()[-1]
             raise UserError(f"{place} cannot make runs: {line}") from error
-        raise _Lost(f"{place} was lost ({line})") from error
-
-
-def require_ray() -> None:
-    """Raise a UserError where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(
-            "--launcher ray needs Ray, which is not installed: pip install 'vlmpeft[cluster]'"
-        )
-
-
-def _connected(address: str) -> Any:
-    """Ray, connected to a cluster."""
-    require_ray()
-    # what a run that asks for no GPU sees is left to the machine; Ray prints a line about it otherwise
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--address {address}: no Ray cluster there ({line}); start one with `ray start --head`, and "
-            "`ray start --address=HOST:6379` on the other machines"
-        ) from error
-    return ray
+        raise _Lost(f"{place} was lost ({type(error).__name__})") from error
 
 
 def _room(node: dict[str, float], cpus: float, gpus: float) -> int:
