@@ -1,12 +1,8 @@
-"""Runs a study that is resolved: in this process, or in several that share its folder."""
+"""Runs a study that is resolved."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +11,8 @@ from typing import Any
 from vlmpeft.cli.study_files import write_recommendations, write_study_files
 from vlmpeft.cli.study_runs import RunOpener
 from vlmpeft.cli.sweep_view import SweepView, summary
-from vlmpeft.runtime.errors import GateFailed, Interrupted, UserError
+from vlmpeft.cli.sweep_workers import WORKER, start_workers
+from vlmpeft.runtime.errors import GateFailed, UserError
 from vlmpeft.runtime.visible import visible
 from vlmpeft.study.cells import Cell
 from vlmpeft.study.info import study_info
@@ -27,13 +24,11 @@ from vlmpeft.study.records_on_disk import Accept
 from vlmpeft.study.report.records import write_info
 from vlmpeft.study.resolving import ResolvedCell, ResolvedStudy
 from vlmpeft.study.runner import Runner, SearchRuns
-from vlmpeft.study.stopping import GO_ON, Stop
+from vlmpeft.study.stopping import Stop
 from vlmpeft.study.watch import StudyWatch
 from vlmpeft.study.worker import Worker
 
 import lightning.pytorch as pl  # isort: skip  after vlmpeft.study.worker
-
-WORKER = "VLMPEFT_SWEEP_WORKER"  # set for the processes that --jobs starts: they show nothing
 
 
 def run_sweep(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: SimpleNamespace) -> None:
@@ -63,7 +58,7 @@ def run_sweep(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: Simpl
         if wishes.launcher == "ray":
             _work_on_cluster(study, mine, wishes, view)
         elif (wishes.jobs or 1) > 1:
-            _start_workers(wishes, view)
+            start_workers(wishes)
         else:
             _work(study, mine, wishes, view)
     progress = watch.look()
@@ -106,7 +101,7 @@ def _shard(cells: Sequence[ResolvedCell], shard: str | None) -> list[ResolvedCel
     return list(cells)[int(k) - 1 :: int(n)]
 
 
-# -- in this process -------------------------------------------------------------------------------
+# -- who makes the runs ----------------------------------------------------------------------------
 
 
 def _work(
@@ -163,90 +158,3 @@ class _Steps(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
         self.view.stepped(trainer.global_step, int(trainer.estimated_stepping_batches), loss)
-
-
-# -- in several processes --------------------------------------------------------------------------
-
-
-def _start_workers(wishes: SimpleNamespace, view: SweepView) -> None:
-    """The same command in `jobs` processes, each with its share of the cores and a GPU of its own.
-
-    Raises:
-        Interrupted: a signal; the processes were told and have ended.
-        UserError: one of them ended with an error.
-    """
-    workers = [_start_worker(number, wishes) for number in range(wishes.jobs)]
-    asked: list[int] = []
-    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-    before = {n: signal.signal(n, lambda number, _: asked.append(number)) for n in numbers}
-    told = 0
-    try:
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(0.2)
-            for number in asked[told:]:
-                _tell_all(workers, number)
-            told = len(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _tell_all(workers, signal.SIGTERM)
-    if asked:
-        raise Interrupted(GO_ON)
-    for number, worker in enumerate(workers):
-        if worker.returncode not in (0, None):
-            log = _log(wishes.folder, number).read_text(errors="replace").strip().splitlines()
-            raise UserError(
-                f"worker {number} ended with {worker.returncode}: {log[-1] if log else '-'}"
-            )
-
-
-def _log(folder: Path, number: int) -> Path:
-    return folder / "claims" / f"worker-{number}.log"
-
-
-def _start_worker(number: int, wishes: SimpleNamespace) -> subprocess.Popen:
-    environment = os.environ | {WORKER: str(number)}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wishes.jobs)))
-    if gpus := _gpus():
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    path = _log(wishes.folder, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "vlmpeft", "sweep", *_words(wishes)],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches them through this process, once
-        )
-
-
-def _words(wishes: SimpleNamespace) -> list[str]:
-    """The command of a worker: this one's, for one process."""
-    words = [wishes.study, "--out", str(wishes.folder), "--yes=true", f"--redo={wishes.redo}"]
-    words += ["--launcher", wishes.launcher]
-    if wishes.only:
-        words += ["--only", *wishes.only]
-    if wishes.accept:
-        words += ["--accept", *wishes.accept]
-    if wishes.match_parameters:
-        words.append(f"--match_parameters={wishes.match_parameters}")
-    for name in ("seeds", "shard"):
-        if (value := getattr(wishes, name)) is not None:
-            words += [f"--{name}", value]
-    return [*words, *wishes.run_args]
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given:
-        return given.split(",")
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _tell_all(workers: Sequence[subprocess.Popen], number: int) -> None:
-    for worker in workers:
-        if worker.poll() is None:
-            worker.send_signal(number)
