@@ -197,7 +197,7 @@ def test_failed_run_is_a_record_with_its_error(cluster, folder):
         + "  bad: {set: {model.plan.language: LoRA, data.max_length: 9}}\n"
     )
     done = vlmpeft(
-        *("sweep", "mine.yaml", "--out", "some", "--only", "row=bad", "--seeds", "0"),
+        *("sweep", "mine.yaml", "--out", "some", "--only", "row=language,bad", "--seeds", "0"),
         *cluster.options,
         cwd=folder,
         check=4,

@@ -26,6 +26,7 @@ def sweep(
     cpus_per_run: float | None = None,
     gpus_per_run: float | None = None,
     shard: str | None = None,
+    budget: str | None = None,
     redo: bool = False,
     accept: list[str] = [],  # noqa: B006  read only
     yes: bool = False,
@@ -50,6 +51,8 @@ def sweep(
         cpus_per_run: cores of a node that a run gets; default 1. Of ray.
         gpus_per_run: GPUs of a node that a run gets; default 1 if the cluster has any. Of ray.
         shard: K/N makes only every N-th row, beginning with the K-th.
+        budget: a time, e.g. 90s, 30m or 2h: search for the best rows by successive halving on validation, and run nothing that
+            tables report.
         redo: make finished runs of other settings than the file's again; without it they are refused.
         accept: keys in which a finished record may differ, e.g. data.train.
         yes: go ahead with more than 500 runs.
@@ -66,6 +69,7 @@ def sweep(
         check_size(spec)
     expand_rows(spec)
     _check_launcher(wishes)
+    _check_budget(wishes)
     wishes.folder = Path(out) if out else Path("results") / spec.name
     check_folder(wishes.folder, spec.name)
     declare_torchvision()
@@ -89,6 +93,21 @@ def _check_launcher(wishes: SimpleNamespace) -> None:
     for name in options[1:]:
         if (value := getattr(wishes, name)) is not None and value < 0:
             raise UserError(f"--{name} {value:g}: give a number of at least 0")
+
+
+def _check_budget(wishes: SimpleNamespace) -> None:
+    if wishes.budget is None:
+        return
+    from vlmpeft.study.budget import read_seconds
+
+    read_seconds(wishes.budget)
+    if wishes.launcher == "ray":
+        raise UserError("--budget times its steps on this machine; leave --launcher ray out")
+    for name in ("dry_run", "shard"):
+        if getattr(wishes, name):
+            raise UserError(
+                f"--budget searches among all rows, and --{name} does not: leave one out"
+            )
 
 
 def table(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from vlmpeft.cli.run_resolver import RunResolver
 from vlmpeft.cli.sweep_tables import print_outline
 from vlmpeft.runtime.visible import terminal_console
 from vlmpeft.study.outline import ProbeSeconds, outline
-from vlmpeft.study.resolving import ResolvedStudy, resolve_study
+from vlmpeft.study.resolving import ResolvedCell, ResolvedStudy, resolve_study
 from vlmpeft.study.selection import select
 from vlmpeft.study.spec import StudySpec
 
@@ -30,15 +31,24 @@ def sweep_study(spec: StudySpec, wishes: SimpleNamespace) -> None:
         study = resolve_study(spec, RunResolver())
         cells = select(study, wishes.only, wishes.seeds)
         if not wishes.dry_run:
-            from vlmpeft.cli.sweep_run import run_sweep
-
-            run_sweep(study, cells, wishes)
+            _run(study, cells, wishes)
             return
         found = outline(study, cells, wishes.folder, _prober(study))
     if wishes.json:
         print(json.dumps(found))  # noqa: T201
     else:
         print_outline(terminal_console(), found)
+
+
+def _run(study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: SimpleNamespace) -> None:
+    if wishes.budget:
+        from vlmpeft.cli.sweep_halving import run_halving
+
+        run_halving(study, cells, wishes)
+    else:
+        from vlmpeft.cli.sweep_run import run_sweep
+
+        run_sweep(study, cells, wishes)
 
 
 def _prober(study: ResolvedStudy) -> ProbeSeconds:

@@ -108,10 +108,10 @@ def _work(
     study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: SimpleNamespace, view: SweepView
 ) -> None:
     stop = Stop()
-    worker = Worker(RunOpener([stop, _Steps(view)]))
+    worker = Worker(RunOpener([stop, Steps(view)]))
     make = make_in_subprocess if wishes.launcher == "subprocess" else None
     with stop.handled():
-        _runner(study, cells, wishes, view, worker, make).run()
+        runner_of(study, cells, wishes, view, worker, make).run()
 
 
 def _work_on_cluster(
@@ -120,10 +120,10 @@ def _work_on_cluster(
     from vlmpeft.cli.sweep_cluster import work_on_cluster
 
     worker = Worker(RunOpener())  # says what a run would be, and makes none
-    work_on_cluster(lambda make: _runner(study, cells, wishes, view, worker, make), wishes, view)
+    work_on_cluster(lambda make: runner_of(study, cells, wishes, view, worker, make), wishes, view)
 
 
-def _runner(
+def runner_of(
     study: ResolvedStudy,
     cells: Sequence[ResolvedCell],
     wishes: SimpleNamespace,
@@ -131,6 +131,7 @@ def _runner(
     worker: Worker,
     make: Make | None,
 ) -> Runner:
+    """What makes the runs of some cells, as the options of the verb say."""
     candidates = {(c.cell.base, c.cell.task, c.cell.row): c.candidates for c in cells}
     search = study.spec.search
 
@@ -149,7 +150,7 @@ def _runner(
     )
 
 
-class _Steps(pl.Callback):
+class Steps(pl.Callback):
     """Tells the view of each optimizer step."""
 
     def __init__(self, view: SweepView):

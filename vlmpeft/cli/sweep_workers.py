@@ -15,6 +15,7 @@ from vlmpeft.runtime.errors import Interrupted, UserError
 from vlmpeft.study.stopping import GO_ON
 
 WORKER = "VLMPEFT_SWEEP_WORKER"  # set for the processes that --jobs starts: they show nothing
+AT_ONCE = "VLMPEFT_SWEEP_AT_ONCE"  # set for the same: how many of them have a GPU of their own
 
 
 def start_workers(wishes: SimpleNamespace) -> None:
@@ -58,6 +59,7 @@ def _start_worker(number: int, wishes: SimpleNamespace) -> subprocess.Popen:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wishes.jobs)))
     if gpus := _gpus():
         environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        environment[AT_ONCE] = str(min(len(gpus), wishes.jobs))
     path = _log(wishes.folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as log:
@@ -80,7 +82,7 @@ def _words(wishes: SimpleNamespace) -> list[str]:
         words += ["--accept", *wishes.accept]
     if wishes.match_parameters:
         words.append(f"--match_parameters={wishes.match_parameters}")
-    for name in ("seeds", "shard"):
+    for name in ("seeds", "shard", "budget"):
         if (value := getattr(wishes, name)) is not None:
             words += [f"--{name}", value]
     return [*words, *wishes.run_args]

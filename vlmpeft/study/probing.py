@@ -69,24 +69,35 @@ class Prober:
         worker: makes the probe's run.
         times: a callback of the worker's runs.
         search: of the study.
+        args: of `fit`, beside the cell's.
     """
 
-    def __init__(self, worker: Worker, times: StepTimes, search: Search | None):
-        self.worker, self.times, self.search = worker, times, search
+    def __init__(
+        self,
+        worker: Worker,
+        times: StepTimes,
+        search: Search | None,
+        args: tuple[str, ...] = (),
+    ):
+        self.worker, self.times, self.search, self.args = worker, times, search, args
         self._known: dict[tuple[str, str], Probe] = {}
 
     def __call__(self, one: ResolvedCell) -> float | None:
         """Seconds of every run of a cell."""
+        return self.probe(one).of_cell(one, self.search)
+
+    def probe(self, one: ResolvedCell) -> Probe:
+        """What one run of a cell takes."""
         key = one.cell.base, one.cell.task
         if key not in self._known:
             self._known[key] = self._probe(one)
-        return self._known[key].of_cell(one, self.search)
+        return self._known[key]
 
     def _probe(self, one: ResolvedCell) -> Probe:
         short = ("--seed_everything=0", f"--trainer.max_steps={STEPS}", f"--eval.limit={ITEMS}")
         with tempfile.TemporaryDirectory() as folder:
-            run = self.worker.prepare((*one.cell.args, *short), Path(folder) / "probe")
-            whole = self.worker.prepare(one.cell.args, Path(folder) / "whole")
+            run = self.worker.prepare((*one.cell.args, *self.args, *short), Path(folder) / "probe")
+            whole = self.worker.prepare((*one.cell.args, *self.args), Path(folder) / "whole")
             record = self.worker.make(run, {"row": one.cell.row})
         after = (
             time.perf_counter() - self.times.ends[-1]

@@ -20,6 +20,7 @@ from vlmpeft.study.report.records import BASE_ROW, RUNS
 from vlmpeft.study.worker import Worker
 
 POLL_SECONDS = 1.0
+WAITING = "waiting for runs that are made elsewhere"
 
 
 class View(Protocol):
@@ -94,15 +95,26 @@ class Runner:
             UserError: the data of a task cannot be used; a finished record has other settings than the study.
             Interrupted: a signal asked for it; what was begun can be resumed.
         """
-        self._read_data()
+        self.read_data()
         for run in self._known_runs():
             self.records.check(run)
         while self._pass():
-            self.view.note("waiting for runs that are made elsewhere")
+            self.view.note(WAITING)
             time.sleep(POLL_SECONDS)
         return self.outcome
 
-    def _read_data(self) -> None:
+    def make_all(self, runs: Sequence[PlannedRun]) -> None:
+        """Make some runs that no table reports; those that another process works on are waited for.
+
+        Raises:
+            UserError: a finished record has other settings.
+            Interrupted: see `run`.
+        """
+        while sum(not self._make(run, {}) for run in runs):
+            self.view.note(WAITING)
+            time.sleep(POLL_SECONDS)
+
+    def read_data(self) -> None:
         """Read the data of each task once: a mistake in it is no failure of a row.
 
         Raises:
