@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from vlmpeft.runtime.records import read_record
+from vlmpeft.runtime.records import read_json_or_none, read_record
 from vlmpeft.study.report.records import read_study
 
 from ..conftest import ROOT, vlmpeft
@@ -182,3 +182,44 @@ def test_failed_run_is_told_with_exit_code_4_and_the_others_are_made(folder):
     study = read_study(folder / "some")
     assert (len(study.runs), len(study.failed)) == (5, 2)
     assert "max_length" in read_record(study.failed[0].folder)["error"]
+
+
+def halved(folder):
+    """Run of the search -> how many optimizer steps its record says."""
+    paths = (folder / "search").rglob("result.json")
+    return {str(p.parent.relative_to(folder)): read_record(p.parent)["steps"] for p in paths}
+
+
+def test_budget_runs_the_search_alone_and_several_processes_share_it(folder):
+    path = folder / "mine.yaml"
+    path.write_text(path.read_text().replace("max_steps: 60", "max_steps: 2"))
+    done = vlmpeft("sweep", "mine.yaml", "--out", "some", "--budget", "1h", cwd=folder, check=0)
+    assert sorted(halved(folder / "some").values()) == [1, 1, 1, 1, 2, 2]  # 4 arms, then 2
+    assert not (folder / "some/runs").exists()
+    assert "no table of results" in done.stdout
+    before = {p: p.stat().st_mtime_ns for p in (folder / "some").rglob("result.json")}
+    vlmpeft("sweep", "mine.yaml", "--out", "some", "--budget", "1h", cwd=folder, check=0)
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "some").rglob("result.json")}
+    vlmpeft(
+        *("sweep", "mine.yaml", "--out", "two", "--budget", "1h", "--jobs", "2"),
+        cwd=folder,
+        check=0,
+    )
+    assert halved(folder / "two") == halved(folder / "some")
+    files = [(folder / name / "halving.md").read_text() for name in ("some", "two")]
+    assert files[0].replace("some", "two") == files[1]
+
+
+def test_budget_that_is_spent_ends_in_time_and_ranks_what_is_over(folder):
+    path = folder / "mine.yaml"
+    path.write_text(path.read_text().replace("max_steps: 60", "max_steps: 2"))
+    vlmpeft("sweep", "mine.yaml", "--out", "some", "--budget", "1h", cwd=folder, check=0)
+    agreed = folder / "some/halving.json"
+    content = agreed.read_text().replace('"budget_seconds": 3600.0', '"budget_seconds": 30.0')
+    agreed.write_text(content.replace('"first_steps": 1,', '"first_steps": 10000,'))
+    began = time.monotonic()
+    vlmpeft("sweep", "mine.yaml", "--out", "some", "--budget", "30s", cwd=folder, check=0)
+    assert time.monotonic() - began < 60
+    assert read_json_or_none(agreed)["status"] == "budget spent"
+    assert len(halved(folder / "some")) == 6  # no run of 10,000 steps is over
+    vlmpeft("sweep", "mine.yaml", "--out", "new", "--budget", "1s", cwd=folder, check=2)

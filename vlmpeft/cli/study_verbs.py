@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb's own work, and torch never where record
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -64,6 +65,7 @@ def sweep(
     from vlmpeft.study.study_file import find_study, read_study_file, with_overrides
 
     wishes = SimpleNamespace(**given(locals()), run_args=run_args)
+    wishes.began = time.monotonic()
     spec = with_overrides(read_study_file(find_study(study)), run_args, match_parameters)
     if not yes:
         check_size(spec)

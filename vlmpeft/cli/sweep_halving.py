@@ -78,7 +78,7 @@ class _Halving:
     def __init__(
         self, study: ResolvedStudy, cells: Sequence[ResolvedCell], wishes: SimpleNamespace
     ):
-        self.began, self.seconds = time.monotonic(), read_seconds(wishes.budget)
+        self.began, self.seconds = wishes.began, read_seconds(wishes.budget)
         self.study, self.wishes, self.folder = study, wishes, wishes.folder
         self.cells = [one for one in cells if not one.cell.illegal]
         self.fields = fields_of(self.cells, study.spec.search)
