@@ -1,5 +1,6 @@
 """`sweep` as a user runs it: several processes on one folder, signals, kill -9."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections import Counter
 
+import psutil
 import pytest
 
 from vlmpeft.runtime.records import read_json_or_none, read_record
@@ -126,15 +128,12 @@ def test_killed_study_goes_on_where_it_was(folder, undisturbed, how):
 
 
 def kill_all(process):
-    """SIGKILL to a process and everything that it started."""
-    children = subprocess.run(
-        ["pgrep", "-f", "mine.yaml|one_run"], capture_output=True, text=True
-    ).stdout.split()
-    for pid in {*map(int, children), process.pid} - {os.getpid()}:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """SIGKILL to a process and everything that it started, and to nothing else."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     process.wait()
 
 

@@ -83,6 +83,7 @@ class RayCluster:
         """
         losses, path = 0, Path(order.folder) / CHECKPOINT
         while True:
+            self._check_goes_on()
             before = _time_of(path)
             try:
                 return self._make_on_a_node(order)
