@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmpeft.runtime.records import write_items, write_json
-from vlmpeft.study.report.records import Items, Run
+from vlmpeft.study.report.run import Items, Run
 
 
 def made_run(scores, seed=0, metric="exact_match", clusters=None):

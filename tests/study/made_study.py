@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vlmpeft.study.report.records import Row
+from vlmpeft.study.report.info import Row
 
 from .records import failed_record, make_item, make_record, write_run_items, write_study
 

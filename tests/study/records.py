@@ -4,7 +4,8 @@ import csv
 from dataclasses import asdict
 
 from vlmpeft.runtime.records import write_items, write_json
-from vlmpeft.study.report.records import BASE_ROW, Row, StudyInfo
+from vlmpeft.study.report.info import Row, StudyInfo
+from vlmpeft.study.report.records import BASE_ROW
 
 
 def make_record(row, seed, task="format", base="tiny", *, score, before=0.1, **more):

@@ -20,10 +20,12 @@ from vlmpeft.study.report.convergence import (
     running_mean,
     steps_to,
 )
+from vlmpeft.study.report.info import Row
 from vlmpeft.study.report.plots.canvas import COLOURS, MARKERS, Mark, as_png, as_svg
 from vlmpeft.study.report.plots.drawing import KINDS, draw
 from vlmpeft.study.report.plots.pareto import pareto_front
-from vlmpeft.study.report.records import Row, Run, read_study
+from vlmpeft.study.report.records import read_study
+from vlmpeft.study.report.run import Run
 
 from .records import make_record, run_folder, write_losses, write_study
 

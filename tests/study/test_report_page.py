@@ -13,10 +13,11 @@ from PIL import Image
 
 from vlmpeft.__main__ import main
 from vlmpeft.study.pictures import DataThumbnails
+from vlmpeft.study.report.info import Row
 from vlmpeft.study.report.page.predictions import worst_of
 from vlmpeft.study.report.page.report import report
 from vlmpeft.study.report.plots.view import views
-from vlmpeft.study.report.records import Row, read_study
+from vlmpeft.study.report.records import read_study
 
 from ..conftest import ROOT
 from .browser import CHROMIUM, measure

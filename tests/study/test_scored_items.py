@@ -7,7 +7,7 @@ import pytest
 
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import read_items, write_items
-from vlmpeft.study.report.records import read_scores
+from vlmpeft.study.report.run import read_scores
 from vlmpeft.study.report.scored_items import read_scored
 
 from .made_runs import an_item

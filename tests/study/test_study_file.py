@@ -5,13 +5,7 @@ import pytest
 from vlmpeft.cli.config_files import find_config
 from vlmpeft.cli.run_resolver import RunResolver
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.study.report.records import (
-    Row,
-    StudyInfo,
-    check_folder,
-    read_info,
-    write_info,
-)
+from vlmpeft.study.report.info import Row, StudyInfo, check_folder, read_info, write_info
 from vlmpeft.study.resolving import resolve_study
 from vlmpeft.study.rows import count_runs, expand_rows
 from vlmpeft.study.schema import STUDY_SCHEMA

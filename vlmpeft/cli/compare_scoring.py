@@ -16,7 +16,8 @@ from vlmpeft.cli.lightning_verbs import VLMCLI
 from vlmpeft.evaluation.scoring import score_loader
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.library_messages import quiet_libraries
-from vlmpeft.study.report.records import BASE_ROW, Run, scores_of
+from vlmpeft.study.report.records import BASE_ROW
+from vlmpeft.study.report.run import Run, scores_of
 from vlmpeft.study.report.sides import ADAPTER, Side, find_runs
 from vlmpeft.training.saved_config import read_saved_config
 

@@ -60,7 +60,7 @@ def sweep(
         dry_run: resolve every row, print runs, sizes, memory and hours, and run nothing.
         json: print JSON and nothing else; of a dry run.
     """
-    from vlmpeft.study.report.records import check_folder
+    from vlmpeft.study.report.info import check_folder
     from vlmpeft.study.rows import check_size, expand_rows
     from vlmpeft.study.study_file import find_study, read_study_file, with_overrides
 

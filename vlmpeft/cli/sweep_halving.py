@@ -36,7 +36,7 @@ from vlmpeft.study.info import study_info
 from vlmpeft.study.launchers.subprocesses import make_in_subprocess
 from vlmpeft.study.probing import Prober, StepTimes
 from vlmpeft.study.records_on_disk import Accept, RecordsOnDisk
-from vlmpeft.study.report.records import write_info
+from vlmpeft.study.report.info import write_info
 from vlmpeft.study.resolving import ResolvedCell, ResolvedStudy
 from vlmpeft.study.runner import Runner
 from vlmpeft.study.stopping import Stop

@@ -21,7 +21,7 @@ from vlmpeft.study.order import Make
 from vlmpeft.study.outline import search_runs
 from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs
 from vlmpeft.study.records_on_disk import Accept
-from vlmpeft.study.report.records import write_info
+from vlmpeft.study.report.info import write_info
 from vlmpeft.study.resolving import ResolvedCell, ResolvedStudy
 from vlmpeft.study.runner import Runner, SearchRuns
 from vlmpeft.study.stopping import Stop

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmpeft.study.candidates import num_candidates
-from vlmpeft.study.report.records import Row, StudyInfo
+from vlmpeft.study.report.info import Row, StudyInfo
 from vlmpeft.study.resolving import ResolvedStudy
 from vlmpeft.study.rows import StudyRow
 

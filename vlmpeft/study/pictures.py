@@ -14,7 +14,7 @@ from vlmpeft.data.formats.rows import Columns, Recipe
 from vlmpeft.data.images import open_image
 from vlmpeft.data.split_reader import SPLITS, SplitReader
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 
 SIDE = 160  # pixels of a thumbnail's longer side, about
 

@@ -39,7 +39,9 @@ from vlmpeft.data.workbench.source import (
 )
 
 LOOKS = ("false_colour", "blueprint")
-HUE_TURN = 1 / 12  # of the whole circle, at the full shift: every colour is between two that the base knows
+HUE_TURN = (
+    1 / 12
+)  # of the whole circle, at the full shift: every colour is between two that the base knows
 FALSE_BLACK: Colour = (120, 60, 20)
 FALSE_BENCH: Colour = (220, 160, 110)
 PAPER: Colour = (90, 120, 190)

@@ -8,7 +8,8 @@ from typing import Any
 
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.entries import seed_name, without_folders
-from vlmpeft.study.report.records import BASE_ROW, Run
+from vlmpeft.study.report.records import BASE_ROW
+from vlmpeft.study.report.run import Run
 
 _SCHEDULE = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision")
 _NO_MATTER = ("seed", "path", "image_dir", "num_workers", "cache_bytes")

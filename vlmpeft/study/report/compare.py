@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.sides import Item, Side, check_same_questions, with_scores
 from vlmpeft.study.report.statistics import Comparison, compare_rows, in_family
 from vlmpeft.study.report.verdicts import direction

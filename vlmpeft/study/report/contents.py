@@ -16,7 +16,8 @@ from vlmpeft.study.report.entries import (
     means,
     without_folders,
 )
-from vlmpeft.study.report.records import BASE_ROW, Row, Study
+from vlmpeft.study.report.info import Row
+from vlmpeft.study.report.records import BASE_ROW, Study
 from vlmpeft.study.report.spec import Spec, chosen
 from vlmpeft.study.report.statistics import Comparison, compare_rows, in_family
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 
 SHARE = 0.9  # of an improvement, from which on it counts as made
 _LOSS = re.compile(rb"^(\d+),train/loss,(\S+?)\r?$", re.MULTILINE)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vlmpeft.study.report.records import BASE_ROW, STUDY_FILE, Row, Run, Study
+from vlmpeft.study.report.info import STUDY_FILE, Row
+from vlmpeft.study.report.records import BASE_ROW, Study
+from vlmpeft.study.report.run import Run
 
 if TYPE_CHECKING:
     from vlmpeft.study.report.statistics import Comparison

@@ -11,9 +11,10 @@ from vlmpeft.study.report import cost_cells
 from vlmpeft.study.report.columns import COLUMNS, DEFAULT, Kind
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.entries import Block, Entry, without_folders
+from vlmpeft.study.report.info import Row
 from vlmpeft.study.report.notes import notes
 from vlmpeft.study.report.pivot import pivoted
-from vlmpeft.study.report.records import Row, Study
+from vlmpeft.study.report.records import Study
 from vlmpeft.study.report.spec import Spec, chosen
 from vlmpeft.study.report.table import NOTHING, Cell, Column, Table, TableRow
 

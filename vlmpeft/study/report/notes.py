@@ -9,7 +9,8 @@ from vlmpeft.study.report import numerals
 from vlmpeft.study.report.caveats import caveats
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.entries import Block
-from vlmpeft.study.report.records import BASE_ROW, Run
+from vlmpeft.study.report.records import BASE_ROW
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.table import MARKS
 
 

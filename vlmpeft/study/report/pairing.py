@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.study.report.records import Items, Run
+from vlmpeft.study.report.run import Items, Run
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from vlmpeft.study.report import numerals
 from vlmpeft.study.report.columns import Kind
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.entries import Block
-from vlmpeft.study.report.records import Row
+from vlmpeft.study.report.info import Row
 from vlmpeft.study.report.spec import Pivot
 from vlmpeft.study.report.table import Cell, Column, Table, TableRow
 

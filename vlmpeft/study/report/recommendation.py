@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from vlmpeft.runtime.errors import UserError
-from vlmpeft.study.report.records import BASE_ROW, Run, Study
+from vlmpeft.study.report.records import BASE_ROW, Study
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.statistics import (
     Comparison,
     Summary,

@@ -9,7 +9,8 @@ from typing import Any
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.records import read_items, read_record
-from vlmpeft.study.report.records import BASE_ROW, Run, read_study, scores_of
+from vlmpeft.study.report.records import BASE_ROW, read_study
+from vlmpeft.study.report.run import Run, scores_of
 
 Item = Mapping[str, Any]
 ITEMS, MANIFEST, ADAPTER = "items.jsonl.gz", "manifest.json", "adapter"

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import betaincinv, stdtr, stdtrit
 
 from vlmpeft.study.report.pairing import is_corpus_level, tabulate
-from vlmpeft.study.report.records import Run
 from vlmpeft.study.report.resampling import PERMUTATIONS, RESAMPLES, sign_flip_p, two_level_draws
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.standard_error import Spread, mean, spread
 
 LEVEL, POWER = 0.05, 0.80

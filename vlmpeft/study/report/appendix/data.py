@@ -11,7 +11,8 @@ from vlmpeft.study.report import numerals
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.document import Listing, Paragraph, Part
 from vlmpeft.study.report.entries import seed_name
-from vlmpeft.study.report.records import BASE_ROW, Run
+from vlmpeft.study.report.records import BASE_ROW
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.settings import written
 from vlmpeft.study.report.table import text_table
 

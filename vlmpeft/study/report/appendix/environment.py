@@ -12,7 +12,7 @@ from vlmpeft.study.report.bibliography import bibtex, citations, citations_of_bi
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.document import Listing, Part
 from vlmpeft.study.report.plans import planned
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.settings import written
 from vlmpeft.study.report.table import text_table
 

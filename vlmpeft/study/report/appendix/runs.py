@@ -9,7 +9,7 @@ from vlmpeft.study.report import numerals
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.document import Listing, Part
 from vlmpeft.study.report.entries import error_of, seed_name
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.table import text_table
 
 _DIGITS = 12  # of a hash

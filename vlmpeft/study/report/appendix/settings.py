@@ -9,8 +9,10 @@ from typing import Any
 from vlmpeft.study.report import numerals
 from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.document import Listing, Paragraph, Part
+from vlmpeft.study.report.info import Row
 from vlmpeft.study.report.plans import COMPONENTS, planned
-from vlmpeft.study.report.records import BASE_ROW, Row, Run
+from vlmpeft.study.report.records import BASE_ROW
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.settings import flat, split_common, written
 from vlmpeft.study.report.table import text_table
 

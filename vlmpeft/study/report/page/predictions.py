@@ -10,7 +10,7 @@ from typing import Any
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import read_items
 from vlmpeft.study.report.plots.view import View
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 
 Thumbnails = Callable[
     [Run, str], str

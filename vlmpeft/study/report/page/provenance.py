@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmpeft.study.report.plots.view import RowRuns, View
-from vlmpeft.study.report.records import BASE_ROW, Run, Study
+from vlmpeft.study.report.records import BASE_ROW, Study
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.settings import flat, split_common, written
 
 # of a config: what differs between the seeds of a row, or between machines

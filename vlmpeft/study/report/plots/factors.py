@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vlmpeft.study.report.plots.view import RowRuns, is_number
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 from vlmpeft.study.report.settings import flat, split_common, written
 
 COMPONENT = ("component", "components")

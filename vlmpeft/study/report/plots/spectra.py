@@ -20,7 +20,7 @@ from vlmpeft.study.report.plots.canvas import (
     shown,
 )
 from vlmpeft.study.report.plots.view import NotDrawableError, RowRuns, View
-from vlmpeft.study.report.records import Run
+from vlmpeft.study.report.run import Run
 
 MOST_VALUES = 64  # of a matrix, in spectrum.json
 _COMPONENTS = ("vision", "projector", "language", "other")

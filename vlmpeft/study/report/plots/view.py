@@ -10,7 +10,9 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from vlmpeft.runtime.errors import UserError, did_you_mean
-from vlmpeft.study.report.records import BASE_ROW, Row, Run, Study
+from vlmpeft.study.report.info import Row
+from vlmpeft.study.report.records import BASE_ROW, Study
+from vlmpeft.study.report.run import Run
 
 LOWER_IS_BETTER = ("loss", "perplexity", "numeric_error")
 
