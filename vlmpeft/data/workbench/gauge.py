@@ -1,4 +1,4 @@
-"""The `gauge` target task: panels of two dials and a row of lamps, a skill that the base does not have.
+"""The `gauge` target task: panels of a dial and a row of lamps, a skill that the base does not have.
 
 Where a needle points and which lamps are on has to be seen, and has to be said in words that the source task
 has no use for: both sides have to change.
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from vlmpeft.data.workbench.scene import CELL, OVERSAMPLE, SIDE, Colour, Pen, add_noise, shrink
+from vlmpeft.data.workbench.scene import OVERSAMPLE, SIDE, Colour, Pen, add_noise, shrink
 from vlmpeft.data.workbench.source import Ask, Question
 
-SIDES = ("left", "right")
 ZONES = ("low", "middle", "high")
 LAMPS = 4
 FEWEST, MOST = 3, 9  # readings that a dial can show, at shift 0 and 1
 SWEEP = 270.0  # degrees from the first reading to the last
-RADIUS = 13.0  # pixels of the picture
+OFF_READING = 0.2  # steps that a needle may be off its reading
+RADIUS, LAMP_RADIUS = 21.0, 5.5  # pixels of the picture
+DIAL_Y, LAMPS_Y = 22.5, 55.0
 FACE: Colour = (250, 250, 245)
 RIM: Colour = (60, 60, 70)
 NEEDLE: Colour = (190, 30, 30)
@@ -31,41 +32,41 @@ DARK: Colour = (40, 70, 45)
 
 @dataclass(frozen=True)
 class Panel:
-    """Two dials over a row of lamps.
+    """A dial over a row of lamps.
 
     Args:
-        readings: where the left and the right needle point, from 0.
+        reading: where the needle points, from 0.
         lamps: which lamps are on, from the left.
-        steps: how many readings a dial has.
-        offsets: how far each needle is off its reading, in steps; less than half a step.
+        steps: how many readings the dial has.
+        offset: how far the needle is off its reading, in steps; less than half a step.
         bench: grey level around it.
         noise_seed: of the sensor noise.
     """
 
-    readings: tuple[int, int]
+    reading: int
     lamps: tuple[bool, ...]
     steps: int = MOST
-    offsets: tuple[float, float] = (0.0, 0.0)
+    offset: float = 0.0
     bench: int = 225
     noise_seed: int = 0
 
     @property
     def split(self) -> str:
         """The one split this panel may appear in: 1/8 test, 1/8 val, 6/8 train."""
-        meaning = f"{self.readings} {self.lamps}"
+        meaning = f"{self.reading} {self.lamps}"
         digest = hashlib.sha256(meaning.encode()).digest()[0] % 8
         return {0: "test", 1: "val"}.get(digest, "train")
 
 
 def random_panel(rng: random.Random, split: str, shift: float) -> Panel:
-    """Panels by chance until one belongs to the split; dials have 3 readings at shift 0, 9 at 1."""
+    """Panels by chance until one belongs to the split; the dial has 3 readings at shift 0, 9 at 1."""
     steps = FEWEST + round(shift * (MOST - FEWEST))
     while True:
         panel = Panel(
-            readings=(rng.randrange(steps), rng.randrange(steps)),
+            reading=rng.randrange(steps),
             lamps=tuple(rng.random() < 0.5 for _ in range(LAMPS)),
             steps=steps,
-            offsets=(rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)),
+            offset=rng.uniform(-OFF_READING, OFF_READING),
             bench=rng.randint(205, 245),
             noise_seed=rng.getrandbits(32),
         )
@@ -78,22 +79,21 @@ def draw_panel(panel: Panel) -> Image.Image:
     big = SIDE * OVERSAMPLE
     image = Image.new("RGB", (big, big), (panel.bench,) * 3)
     pen = ImageDraw.Draw(image)
-    for side, (reading, offset) in enumerate(zip(panel.readings, panel.offsets, strict=True)):
-        _draw_dial(pen, (side + 0.5) * CELL, (reading + offset) / (panel.steps - 1))
+    _draw_dial(pen, SIDE / 2, DIAL_Y, (panel.reading + panel.offset) / (panel.steps - 1))
     for lamp, is_on in enumerate(panel.lamps):
-        _disc(pen, (lamp + 0.5) * SIDE / LAMPS, 0.75 * SIDE, 5.5, RIM)
-        _disc(pen, (lamp + 0.5) * SIDE / LAMPS, 0.75 * SIDE, 4.5, LIT if is_on else DARK)
+        x = (lamp + 0.5) * SIDE / LAMPS
+        _disc(pen, x, LAMPS_Y, LAMP_RADIUS + 1, RIM)
+        _disc(pen, x, LAMPS_Y, LAMP_RADIUS, LIT if is_on else DARK)
     return add_noise(shrink(image), panel.noise_seed)
 
 
-def _draw_dial(pen: Pen, x: float, share: float) -> None:
+def _draw_dial(pen: Pen, x: float, y: float, share: float) -> None:
     """A face and a needle; `share` of the sweep runs clockwise from the lower left."""
-    y = CELL / 2
     _disc(pen, x, y, RADIUS, RIM)
     _disc(pen, x, y, RADIUS - 1.5, FACE)
     angle = math.radians(90 + (360 - SWEEP) / 2 + share * SWEEP)
-    tip = _polar(x, y, 0.8 * RADIUS, angle)
-    foot = [_polar(x, y, 0.25 * RADIUS, angle + side * math.radians(130)) for side in (1, -1)]
+    tip = _polar(x, y, 0.9 * RADIUS, angle)
+    foot = [_polar(x, y, 0.35 * RADIUS, angle + side * math.radians(120)) for side in (1, -1)]
     pen.polygon([(px * OVERSAMPLE, py * OVERSAMPLE) for px, py in (tip, *foot)], fill=NEEDLE)
 
 
@@ -107,16 +107,13 @@ def _disc(pen: Pen, x: float, y: float, radius: float, fill: Colour) -> None:
 
 
 def ask_reading(panel: Panel, rng: random.Random) -> Question | None:
-    side = rng.randrange(2)
-    prompt = f"what does the {SIDES[side]} gauge read?"
-    return Question("reading", prompt, str(panel.readings[side]))
+    return Question("reading", "what does the gauge read?", str(panel.reading))
 
 
 def ask_zone(panel: Panel, rng: random.Random) -> Question | None:
-    """Which third of the dial a needle is in."""
-    side = rng.randrange(2)
-    zone = ZONES[3 * panel.readings[side] // panel.steps]
-    return Question("zone", f"which zone is the {SIDES[side]} gauge in?", zone)
+    """Which third of the dial the needle is in."""
+    zone = ZONES[3 * panel.reading // panel.steps]
+    return Question("zone", "which zone is the gauge in?", zone)
 
 
 def ask_lamps(panel: Panel, rng: random.Random) -> Question | None:
