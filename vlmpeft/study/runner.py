@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlmpeft.runtime.errors import Interrupted, UserError
-from vlmpeft.runtime.records import write_json
+from vlmpeft.runtime.records import SCHEMA, write_json
 from vlmpeft.study.cells import Cell
 from vlmpeft.study.choosing import Tried, choose, search_record
 from vlmpeft.study.claims import Claims
@@ -212,21 +212,23 @@ class Runner:
             None if run.is_search else str(base),
         )
         self.view.started(run)
+        start = time.perf_counter()
         try:
             self.make(order)
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001  one row's failure is a record, not the study's end
-            self._record_failure(run, labels, error)
+            self._record_failure(run, labels, error, time.perf_counter() - start)
         else:
             self.outcome.made.append(run.name)
 
-    def _record_failure(self, run: PlannedRun, labels: dict[str, Any], error: Exception) -> None:
+    def _record_failure(
+        self, run: PlannedRun, labels: dict[str, Any], error: Exception, seconds: float
+    ) -> None:
         line = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, UserError):
             line = f"{type(error).__name__}: {line}"
         path = self.folder / run.name / "result.json"
-        write_json(
-            path, {"schema": 1, "status": "failed", "error": line, "args": run.args} | labels
-        )
+        failed = {"schema": SCHEMA, "status": "failed", "error": line, "args": run.args}
+        write_json(path, failed | {"seconds": {"fit": round(seconds, 3)}} | labels)
         self.outcome.failed.append(run.name)

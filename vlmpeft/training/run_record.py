@@ -56,6 +56,7 @@ def run_record(run: FitRun, steps: int, adapter: Path) -> dict[str, Any]:
         "trainable": summary["trainable"],
         "reachable": sum(sizes[name] for name in module.reached),
         "total": summary["total"],
+        "added": summary["added"],
         "components": summary["components"],
         "steps": steps,
         "supervised_tokens": module.supervised_tokens,
