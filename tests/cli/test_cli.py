@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -215,11 +216,18 @@ def test_a_big_base_on_a_cpu_asks_first(capsys, tmp_path, monkeypatch):
 
 
 def test_data_workbench_writes_a_task(tmp_path, monkeypatch):
-    from vlmpeft.data.workbench import build
+    from vlmpeft.data.workbench.tasks import TASKS
 
-    monkeypatch.setitem(build.TASKS, "format", build.Task(build.FORMAT, 4, 2, 2))
-    assert main(["data", "workbench", "--out", str(tmp_path / "w")]) == 0
+    monkeypatch.setitem(TASKS, "format", replace(TASKS["format"], val=2, test=2))
+    assert main(["data", "workbench", "format,n=4", "--out", str(tmp_path / "w")]) == 0
     assert len(json.loads((tmp_path / "w" / "train.json").read_text())) == 4
+
+
+def test_data_workbench_needs_somewhere_to_write(capsys, tmp_path):
+    for given, told in (([], "--preview FILE.png"), (["--preview", "x.jpg"], "end it with .png")):
+        code, line = run(capsys, "data", "workbench", *given)
+        assert code == 2
+        assert told in line[0]
 
 
 def test_errors_of_a_fit_leave_no_run_folder(capsys, tmp_path, pictures, monkeypatch):

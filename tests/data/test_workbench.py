@@ -1,10 +1,13 @@
+import itertools
 import json
+import random
+from dataclasses import replace
 
 from PIL import Image
 
-from vlmpeft.data.workbench.build import TASKS, build_task
-from vlmpeft.data.workbench.format import ITEMS, PAINTS
-from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, Part, Scene, draw_scene
+from vlmpeft.data.workbench.build import build_task
+from vlmpeft.data.workbench.format import BAYS, ITEMS, KEYS, PAINTS, House
+from vlmpeft.data.workbench.scene import COLOURS, NAMES, PLACES, SPLITS, Part, Scene, draw_scene
 from vlmpeft.data.workbench.source import (
     SOURCE,
     ask_describe,
@@ -12,11 +15,10 @@ from vlmpeft.data.workbench.source import (
     ask_told,
     ask_yes_no,
 )
+from vlmpeft.data.workbench.tasks import SHIFTED, TASKS
 
 
 def _scenes(split, number=400):
-    import random
-
     from vlmpeft.data.workbench.scene import random_scene
 
     rng = random.Random(f"test {split}")
@@ -33,9 +35,9 @@ def test_no_layout_is_in_two_splits():
 
 
 def test_same_seed_same_files(tmp_path, monkeypatch):
-    monkeypatch.setitem(TASKS, "format", type(TASKS["format"])(TASKS["format"].questions, 12, 3, 3))
+    monkeypatch.setitem(TASKS, "format", replace(TASKS["format"], val=3, test=3))
     for name in ("one", "two"):
-        build_task("format", tmp_path / name)
+        build_task("format,n=12", tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert len(files) == 3 + 18
     assert all(
@@ -46,8 +48,6 @@ def test_same_seed_same_files(tmp_path, monkeypatch):
 
 
 def test_yes_no_is_balanced_and_half_of_the_false_claims_are_hard():
-    import random
-
     rng = random.Random(0)
     answers, hard, false = [], 0, 0
     for scene in _scenes("train", 2000):
@@ -62,8 +62,6 @@ def test_yes_no_is_balanced_and_half_of_the_false_claims_are_hard():
 
 
 def test_answers_are_true_of_the_scene():
-    import random
-
     red_gear, blue_nut = Part("gear", "red"), Part("nut", "blue")
     scene = Scene((red_gear, None, blue_nut, red_gear))
     rng, truths = random.Random(0), set()
@@ -91,8 +89,6 @@ def test_answers_are_true_of_the_scene():
 
 
 def test_what_is_told_is_what_would_be_shown():
-    import random
-
     rng, kinds = random.Random(0), set()
     for scene in _scenes("train", 300):
         if question := ask_told(scene, rng):
@@ -104,8 +100,6 @@ def test_what_is_told_is_what_would_be_shown():
 
 
 def test_records_hold_what_was_asked_for():
-    import random
-
     rng = random.Random(0)
     for scene in _scenes("train", 300):
         question = ask_record(scene, rng)
@@ -136,11 +130,9 @@ def test_a_word_is_the_same_tokens_wherever_it_stands():
 
 
 def test_format_answers_are_json_in_the_house_vocabulary():
-    import random
-
     rng = random.Random(0)
     for scene in _scenes("train", 50):
-        for ask, _ in TASKS["format"].questions.values():
+        for ask in TASKS["format"].questions.values():
             record = json.loads(ask(scene, rng).answer)
             assert record.keys() <= {"bay", "item", "paint", "count"}
     assert PAINTS.keys() == COLOURS.keys()
@@ -154,3 +146,47 @@ def test_empty_places_differ_from_occupied_ones_in_the_picture():
     assert empty.crop(left).tobytes() == full.crop(left).tobytes()
     assert empty.crop(right).tobytes() != full.crop(right).tobytes()
     assert len(PLACES) == 4
+
+
+def test_the_first_training_conversations_are_the_same_however_many_there_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(TASKS, "style", replace(TASKS["style"], val=2, test=2))
+    for number in (3, 6):
+        build_task(f"style,n={number}", tmp_path / str(number))
+    few, many = (
+        {name: json.loads((tmp_path / n / f"{name}.json").read_text()) for name in SPLITS}
+        for n in ("3", "6")
+    )
+    assert len(many["train"]) == 6
+    assert few["train"] == many["train"][:3]
+    assert (few["val"], few["test"]) == (many["val"], many["test"])
+
+
+def test_words_that_are_new_at_a_shift_are_new_at_every_larger_one():
+    shifts = [i / 10 for i in range(11)]
+    for field, old in {"bays": BAYS, "items": ITEMS, "paints": PAINTS, "keys": KEYS}.items():
+        words = [getattr(House.at(shift), field) for shift in shifts]
+        new = [{word for word, said in one.items() if word != said} for one in words]
+        assert all(a <= b for a, b in itertools.pairwise(new))
+        assert new[0] == set()
+        assert words[-1] == old
+        assert all(len({*one.values()}) == len(one) for one in words)
+
+
+def test_format_at_no_shift_says_what_the_source_task_would():
+    rng = random.Random(0)
+    for scene in _scenes("train", 30):
+        record = json.loads(SHIFTED["format"](0.0).questions["part"](scene, rng).answer)
+        part = dict(scene.occupied())[record["place"]]
+        assert record == {"place": record["place"], "name": part.name, "colour": part.colour}
+
+
+def test_kinds_are_asked_in_turns_where_no_weights_are_given():
+    for name in ("source_pictures", "style", "gauge"):
+        task = TASKS[name]
+        kinds = [
+            task.example(random.Random(index), "val", index)[0].kind
+            for index in range(2 * len(task.questions))
+        ]
+        assert kinds == [*task.questions] * 2

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.workbench.build import build_task
 from vlmpeft.runtime.records import read_record
 
@@ -17,13 +18,15 @@ def run(tmp_path_factory):
     build_task("source", folder / "task")
     for split, number in (("train", 60), ("val", 40)):
         records = json.loads((folder / "task" / f"{split}.json").read_text())
-        shown = [record for record in records if "image" in record][:number]
+        shown = [r for r in records if "image" in r and r["kind"] != "describe"][:number]
         (folder / "task" / f"{split}.json").write_text(json.dumps(shown))
-    texts = [llava("copy: nut", "nut", None), llava("copy: gear", "gear", None)]
+    tests = json.loads((folder / "task" / "test.json").read_text())
+    described = [record for record in tests if record["kind"] == "describe"][:10]
+    kept = write_json(folder / "task" / "kept.json", [*described, llava("x", "y", None)])
     arguments = [
         f"--data.train={folder / 'task' / 'train.json'}",
         f"--data.val={folder / 'task' / 'val.json'}",
-        f"--data.retention={write_json(folder / 'texts.json', texts)}",
+        f"--data.retention={kept}",
         "--data.group_by=kind",
         "--data.choices=['yes', 'no']",
         "--eval.controls=[blank, shuffled]",
@@ -54,7 +57,14 @@ def test_retention_is_scored_before_and_after(run):
         record["metrics"]["base"]["retention"].keys()
         == record["metrics"]["tuned"]["retention"].keys()
     )
-    assert record["data"]["retention"]["conversations"] == 2
+    assert record["data"]["retention"]["conversations"] == 11
+
+
+def test_long_answers_of_retention_are_not_cut_off_where_training_answers_are_short(run):
+    """The base describes pictures rightly; what is trained on takes fewer tokens than a description."""
+    record, _ = run
+    assert record["metrics"]["base"]["retention"]["exact_match"] == pytest.approx(10 / 11)
+    assert record["decoding"]["max_new_tokens"] < 20
 
 
 def test_groups_are_in_the_record_before_and_after(run):
@@ -76,15 +86,10 @@ def test_the_search_that_led_here_is_recorded(run):
     assert record["search"] == {"tried": 5, "on": "val"}
 
 
-def test_retention_with_a_picture_is_refused(tmp_path, pictures, capsys):
-    path = write_json(tmp_path / "r.json", [llava()])
-    arguments = [
-        f"--data.retention={path}",
-        f"--data.image_dir={pictures}",
-        f"--runs_dir={tmp_path}",
-    ]
-    assert call("fit", f"--data.train={path}", *arguments, "--model.plan.language=LoRA") == 2
-    assert "it is for text" in capsys.readouterr().err
+def test_retention_of_a_workbench_task_is_its_test_split():
+    data = VLMData(train="workbench:stock,n=1", retention="workbench:paints,n=1")
+    kept = data.reader.read("retention").conversations
+    assert {c.id.rsplit("-", 1)[0] for c in kept} == {"paints-test"}
 
 
 def test_an_unknown_group_field_gets_a_suggestion(tmp_path, pictures, capsys):
