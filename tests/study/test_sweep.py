@@ -134,7 +134,7 @@ def kill_all(process):
     for child in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    process.wait()
+    process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
