@@ -199,13 +199,23 @@ def _check_base(base: Any) -> None:
 
 
 def _check_data(last: Mapping[str, Any], splits: Collection[str]) -> None:
-    """Raise a UserError for the first data file that is not there."""
+    """Raise a UserError for the first data file or task that is not there."""
     for split in splits:
         value = last.get(f"data.{split}")
         for entry in value if isinstance(value, list) else [value]:
             path = entry.get("path") if isinstance(entry, Mapping) else entry
-            if isinstance(path, str) and not path.startswith("workbench:") and not _is_there(path):
-                raise UserError(f"data file {path} does not exist")
+            if isinstance(path, str):
+                _check_source(path)
+
+
+def _check_source(path: str) -> None:
+    """Raise a UserError for a task that is not one, or a file that is not there."""
+    if path.startswith("workbench:"):
+        from vlmpeft.data.workbench.reference import read_reference
+
+        read_reference(path)
+    elif not _is_there(path):
+        raise UserError(f"data file {path} does not exist")
 
 
 def _could_be_of_the_hub(path: str) -> bool:

@@ -67,7 +67,7 @@ def _examples(reference: str, seed: int, first: int) -> list[Shown]:
         rng = random.Random(f"{meant.task} test {index} {seed}")
         question, scene = task.example(rng, "test", index)
         picture = ImageOps.posterize(task.draw(scene), BITS)
-        picture = picture.resize((SIDE * ZOOM,) * 2, Image.Resampling.NEAREST)
+        picture = picture.resize((SIDE * ZOOM, SIDE * ZOOM), Image.Resampling.NEAREST)
         lines = [textwrap.wrap(text, LETTERS) for text in (question.prompt, question.answer)]
         shown.append(Shown(picture, *lines))
     return shown

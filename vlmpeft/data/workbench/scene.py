@@ -87,7 +87,7 @@ def _random_part(rng: random.Random) -> Part:
 
 def draw_scene(scene: Scene) -> Image.Image:
     """The scene as a SIDE x SIDE RGB picture, antialiased, with faint sensor noise."""
-    image = paint_scene(scene, COLOURS, (scene.bench,) * 3)
+    image = paint_scene(scene, COLOURS, (scene.bench, scene.bench, scene.bench))
     return add_noise(shrink(image), scene.noise_seed)
 
 

@@ -81,6 +81,10 @@ def _between(start: Colour, end: Colour, share: float) -> Colour:
     return red, green, blue
 
 
+def _grey(level: int) -> Colour:
+    return level, level, level
+
+
 def draw_styled(scene: StyledScene, shift: float) -> Image.Image:
     """The picture of a scene in its look; at shift 0 it is the source task's."""
     if not shift:
@@ -91,18 +95,18 @@ def draw_styled(scene: StyledScene, shift: float) -> Image.Image:
 
 
 def _false_colours(scene: Scene, shift: float) -> Image.Image:
-    bench = _between((scene.bench,) * 3, FALSE_BENCH, shift)
+    bench = _between(_grey(scene.bench), FALSE_BENCH, shift)
     return paint_scene(scene, false_palette(shift), bench)
 
 
 def _blueprint(scene: Scene, shift: float) -> Image.Image:
     """The source picture fading into lines: outlines are what a thinner mask of the parts leaves."""
-    white = dict.fromkeys(COLOURS, (255, 255, 255))
-    mask = paint_scene(scene, white, (0, 0, 0)).convert("L")
+    white = dict.fromkeys(COLOURS, _grey(255))
+    mask = paint_scene(scene, white, _grey(0)).convert("L")
     outline = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(LINE_WIDTH)))
     sheet = Image.composite(_sheet(mask, WASH), _sheet(mask, PAPER), mask)
     lines = Image.composite(_sheet(mask, LINE), sheet, outline)
-    return Image.blend(paint_scene(scene, COLOURS, (scene.bench,) * 3), lines, shift)
+    return Image.blend(paint_scene(scene, COLOURS, _grey(scene.bench)), lines, shift)
 
 
 def _sheet(like: Image.Image, colour: Colour) -> Image.Image:
