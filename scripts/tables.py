@@ -19,6 +19,7 @@ from architecture import BLOCKS
 from matrices import architectures, conformance, markdown, spread
 from merge_tables import merging_cost_table, merging_memory, merging_speed_table, merging_table
 from study_tables import front_page, old_plots, studies, study_files, whole
+from workbench_table import workbench_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,6 +130,7 @@ TABLES = {
     "scoring_tiny": lambda: benchmark_table("scoring-tiny"),
     "scoring_smol": lambda: benchmark_table("scoring-smol-vlm"),
     "data": lambda: benchmark_table("data"),
+    "workbench": workbench_table,
     "estimate": lambda: benchmark_table("estimate"),
     "strategies": lambda: benchmark_table("strategies"),
     "export": export_table,

@@ -1,7 +1,9 @@
 """What makes `format`, `style` and `gauge` tasks worth adapting a base for; minutes each, on one core.
 
-The settings are full fine-tuning's, in fp32: rates of vision, projector and language, epochs of 16 a step.
+It leaves the records of the table in docs/data.md. The settings are full fine-tuning's, in fp32: rates of vision, projector and language, epochs of 16 a step.
 """
+
+import json
 
 import pytest
 
@@ -10,7 +12,7 @@ from vlmpeft.data.datamodule import VLMData
 from vlmpeft.data.language_prior import language_prior
 from vlmpeft.runtime.records import read_record
 
-from ..conftest import call
+from ..conftest import ROOT, call
 
 SETTINGS = {
     "format": ("workbench:format", (2e-5, 3e-4, 1e-3), 12),  # 1,200 steps
@@ -34,6 +36,16 @@ def _prior(train):
     return language_prior(learnt, scored)
 
 
+def _keep(task, record, prior):
+    """Write what the table of docs/data.md is made of."""
+    names = ("metrics", "controls", "data", "steps", "trainable", "seconds", "seed")
+    kept = {name: record[name] for name in (*names, "decoding", "device", "versions", "git")}
+    path = ROOT / "results" / "workbench" / f"{task}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"task": record["task"], "language_prior": prior} | kept, indent=1)
+    path.write_text(text + "\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", SETTINGS)
 def test_a_task_is_not_known_can_be_learnt_and_has_to_be_seen(task, tmp_path):
@@ -50,6 +62,7 @@ def test_a_task_is_not_known_can_be_learnt_and_has_to_be_seen(task, tmp_path):
     ]
     assert call("fit", *arguments) == 0
     record, prior = read_record(tmp_path / "run"), _prior(train)
+    _keep(task, record, prior)
     base, tuned = (record["metrics"][state]["test"]["exact_match"] for state in ("base", "tuned"))
     source = record["metrics"]["base"]["retention"]["exact_match"]
     blank = record["controls"]["blank"]["exact_match"]
