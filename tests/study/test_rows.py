@@ -132,6 +132,19 @@ def test_the_row_wins_over_the_task_the_base_and_the_study(tmp_path):
     assert last["model.base.l"] == "base"
 
 
+def test_a_row_has_settings_of_its_own_on_a_task(tmp_path):
+    on_tasks = {"t": {"k": "{size}"}, "u": None}
+    rows = {"r{size}": {"grid": {"size": [4, 8]}, "set": {"k": "row"}, "tasks": on_tasks}}
+    spec = study(tmp_path, tasks=["t", "u", "v"], rows=rows)
+    found = {(c.row, c.task): c.args[-1] for c in cells_of(spec, expand_rows(spec))}
+    assert found == {
+        ("r4", "t"): "--k=4",
+        ("r8", "t"): "--k=8",
+        ("r4", "u"): "--k=row",
+        ("r8", "u"): "--k=row",
+    }
+
+
 MIXED = [
     ("--config=lora_r16.yaml",),
     ("--config=lora_r16.yaml", "--model.plan.language=Frozen", "--model.plan.vision=LoRA"),

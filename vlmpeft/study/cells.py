@@ -56,7 +56,8 @@ def cells_of(spec: StudySpec, rows: tuple[StudyRow, ...]) -> Iterator[Cell]:
 
 def arguments(spec: StudySpec, row: StudyRow, task: str, base: str) -> tuple[str, ...]:
     """Arguments of a fit: configs, then the settings of the study, the base, the task and the row; the last one wins."""
-    layers = (row.common, spec.bases[base], spec.tasks[task], row.settings)
+    own = (row.settings, row.tasks[task])
+    layers = (row.common, spec.bases[base], spec.tasks[task], *own)
     configs = [f"--config={config}" for config in spec.configs]
     said = (argument for layer in layers for argument in as_arguments(layer))
     return (*configs, *said, *spec.overrides)

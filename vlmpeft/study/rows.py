@@ -29,7 +29,7 @@ class StudyRow:
         variables: label of each variable's value.
         common: dotted key -> value, of every run of the study.
         settings: dotted key -> value, of this row.
-        tasks: those it is run on.
+        tasks: those it is run on -> dotted key -> value, of this row there.
         seeds: those it is run with.
         search: whether its settings are searched for.
         match: whether its size is matched.
@@ -41,7 +41,7 @@ class StudyRow:
     variables: Mapping[str, Any] = field(default_factory=dict)
     common: Settings = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
-    tasks: tuple[str, ...] = ()
+    tasks: Mapping[str, Settings] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     search: bool = True
     match: bool = True
@@ -108,7 +108,7 @@ def _rows_of(spec: StudySpec, pattern: RowPattern) -> Iterator[StudyRow]:
 
 def _check_effect(spec: StudySpec, pattern: RowPattern) -> None:
     """Raise a UserError for a variable that changes no setting: its rows would be one and the same; of a zip one has to."""
-    used = _used(spec.settings) | _used(pattern.settings)
+    used = _used([spec.settings, pattern.settings, pattern.tasks or {}])
     for place, grid, together in (
         (f"rows.{pattern.name}.", pattern.grid, pattern.zip),
         ("", spec.grid, spec.zip),
@@ -148,6 +148,7 @@ def _row(spec: StudySpec, pattern: RowPattern, combination: tuple[_Taken, ...]) 
     taken = {name: choice for axis in combination for name, choice in axis.items()}
     labels = {name: choice.label for name, choice in taken.items()}
     values = {name: choice.value for name, choice in taken.items()}
+    tasks = pattern.tasks or dict.fromkeys(spec.tasks, {})
     return StudyRow(
         name=check_name(fill_text(pattern.name, labels, place), "row"),
         title=fill_text(pattern.title or pattern.name, labels, f"{place}.title"),
@@ -155,7 +156,9 @@ def _row(spec: StudySpec, pattern: RowPattern, combination: tuple[_Taken, ...]) 
         variables=labels,
         common=fill(spec.settings, values, "set"),
         settings=fill(pattern.settings, values, f"{place}.set"),
-        tasks=pattern.tasks or tuple(spec.tasks),
+        tasks={
+            task: fill(settings, values, f"{place}.tasks.{task}") for task, settings in tasks.items()
+        },
         seeds=pattern.seeds or spec.seeds,
         search=pattern.search,
         match=pattern.match,

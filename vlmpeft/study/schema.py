@@ -10,6 +10,12 @@ from vlmpeft.runtime.errors import UserError, did_you_mean
 _NAME = {"type": "string", "minLength": 1}
 _NAMES = {"type": "array", "items": _NAME, "minItems": 1, "uniqueItems": True}
 _SETTINGS = {"type": ["object", "null"]}
+_TASKS = {
+    "anyOf": [
+        _NAMES,
+        {"type": "object", "minProperties": 1, "additionalProperties": _SETTINGS},
+    ]
+}
 _SEEDS = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0},
@@ -31,7 +37,7 @@ _ROW = {
         "set": _SETTINGS,
         "grid": _VARIABLES,
         "zip": _VARIABLES,
-        "tasks": _NAMES,
+        "tasks": _TASKS,
         "seeds": _SEEDS,
         "search": {"type": "boolean"},
         "match": {"type": "boolean"},
@@ -89,12 +95,7 @@ STUDY_SCHEMA: dict[str, Any] = {
         },
         "config": {"anyOf": [_NAME, _NAMES]},
         "set": _SETTINGS,
-        "tasks": {
-            "anyOf": [
-                _NAMES,
-                {"type": "object", "minProperties": 1, "additionalProperties": _SETTINGS},
-            ]
-        },
+        "tasks": _TASKS,
         "seeds": _SEEDS,
         "rows": {"type": "object", "minProperties": 1, "additionalProperties": _ROW},
         "grid": _VARIABLES,

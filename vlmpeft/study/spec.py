@@ -36,7 +36,7 @@ class RowPattern:
         settings: dotted key -> value, with {variables}.
         grid: variables of which every combination is taken.
         zip: variables that go together.
-        tasks: those it is run on; None is all.
+        tasks: those it is run on, each with the row's own settings there; None is all.
         seeds: those it is run with; None is the study's.
         search: whether its settings are searched for.
         match: whether its size is matched.
@@ -48,7 +48,7 @@ class RowPattern:
     settings: Settings = field(default_factory=dict)
     grid: Variables = field(default_factory=dict)
     zip: Variables = field(default_factory=dict)
-    tasks: tuple[str, ...] | None = None
+    tasks: Mapping[str, Settings] | None = None
     seeds: tuple[int, ...] | None = None
     search: bool = True
     match: bool = True

@@ -123,7 +123,7 @@ def _row(name: Any, row: Mapping[str, Any], tasks: Mapping[str, Settings]) -> Ro
         raise UserError(
             f"rows.{BASE_ROW}: this name is the untouched base's, which every study scores; take another"
         )
-    for task in row.get("tasks", ()):
+    for task in map(str, row.get("tasks", ())):
         if task not in tasks:
             raise UserError(f"rows.{name}.tasks: unknown task {task!r}.{did_you_mean(task, tasks)}")
     grid = _variables(f"rows.{name}.grid", row.get("grid"))
@@ -137,11 +137,17 @@ def _row(name: Any, row: Mapping[str, Any], tasks: Mapping[str, Settings]) -> Ro
         settings=dotted(row.get("set")),
         grid=grid,
         zip=together,
-        tasks=tuple(row["tasks"]) if "tasks" in row else None,
+        tasks=_row_tasks(row["tasks"]) if "tasks" in row else None,
         seeds=tuple(row["seeds"]) if "seeds" in row else None,
         search=row.get("search", True),
         match=row.get("match", True),
     )
+
+
+def _row_tasks(tasks: Any) -> dict[str, Settings]:
+    if not isinstance(tasks, Mapping):
+        tasks = dict.fromkeys(tasks)
+    return {str(name): dotted(settings) for name, settings in tasks.items()}
 
 
 def _variables(place: str, given: Mapping[str, Any] | None) -> dict[str, tuple[Choice, ...]]:
