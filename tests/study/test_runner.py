@@ -9,9 +9,12 @@ from vlmpeft.cli.study_runs import RunOpener
 from vlmpeft.runtime.errors import Interrupted, UserError
 from vlmpeft.runtime.records import read_items, read_record
 from vlmpeft.study.cells import Cell
+from vlmpeft.study.planned_run import Candidate
 from vlmpeft.study.records_on_disk import Accept
 from vlmpeft.study.report.records import read_study
+from vlmpeft.study.resolving import ResolvedCell
 from vlmpeft.study.runner import Runner
+from vlmpeft.study.spec import Search
 from vlmpeft.study.stopping import Stop
 from vlmpeft.study.worker import Worker
 
@@ -67,6 +70,7 @@ def cell(task, row, *more, seeds=(0,), plan=None):
 
 def run(folder, cells, *, worker=None, accept=None, view=None, callbacks=()):
     worker = worker or Worker(RunOpener(callbacks))
+    cells = [ResolvedCell(one) for one in cells]
     return Runner("s", folder, cells, worker, None, accept or Accept(), view or Quiet()).run()
 
 
@@ -167,6 +171,18 @@ def test_damaged_record_is_named_set_aside_and_made_again(tmp_path, task):
     assert str(path) in view.notes[0]
     assert path.with_name("result.json.damaged").is_file()
     assert read_record(path.parent)["status"] == "done"
+
+
+def test_a_cell_of_which_every_try_fails_is_a_failed_run_and_not_left_out(tmp_path, task):
+    bad = cell(task, "bad", plan=["language=BitFit"], seeds=(0, 1))
+    tries = tuple(Candidate(f"lr={i}", {"lr": i}, (f"--trainer.max_steps={i}",)) for i in (1, 2))
+    cells, worker = [ResolvedCell(bad, candidates=tries)], Worker(RunOpener())
+    search = Search({"lr": (1, 2)})
+    found = Runner("s", tmp_path, cells, worker, search, Accept(), Quiet()).run()
+    assert len(found.failed) == 4
+    failed = {r.seed: r.record for r in read_study(tmp_path).failed}
+    assert {*failed} == {0, 1}
+    assert "every try of its search failed" in failed[0]["error"]
 
 
 def test_failed_row_is_a_record_and_the_study_goes_on(tmp_path, task):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from vlmpeft.runtime.errors import UserError, did_you_mean
 from vlmpeft.runtime.shipped import shipped_configs_dir
 from vlmpeft.runtime.visible import visible
 from vlmpeft.training.saved_config import read_saved_config
+
+Say = Callable[[str], object]  # what is told in passing
 
 
 def find_config(name: str) -> Path:
@@ -42,13 +44,18 @@ def _configs_in(place: Path, pattern: str) -> list[Path]:
     return [path for path in found if "studies" not in path.relative_to(place).parts[:-1]]
 
 
-def with_found_configs(args: list[str]) -> list[str]:
-    """Arguments with each `--config NAME` replaced by the file it means; prints which, to stderr."""
+def to_stderr(line: str) -> None:
+    """Say it to the user."""
+    print(line, file=sys.stderr)  # noqa: T201
+
+
+def with_found_configs(args: list[str], say: Say = to_stderr) -> list[str]:
+    """Arguments with each `--config NAME` replaced by the file it means; says which."""
     result, expects_path = [], False
     for arg in args:
         flag, equals, value = arg.partition("=")
         if expects_path or (flag in ("--config", "-c") and equals):
-            path = _announced(find_config(arg if expects_path else value))
+            path = _announced(find_config(arg if expects_path else value), say)
             result += [*_resets(_read_yaml(path)), "--config", path]
         elif arg not in ("--config", "-c"):
             result.append(arg)
@@ -75,13 +82,17 @@ def _resets(config: Any) -> list[str]:
     return [f"--model.plan.{name}=Frozen" for name, value in plan if isinstance(value, list)]
 
 
-def _announced(path: Path) -> str:
-    print(f"config: {visible(str(path))}", file=sys.stderr)  # noqa: T201
+def _announced(path: Path, say: Say) -> str:
+    say(f"config: {visible(str(path))}")
     return str(path)
 
 
 def run_arguments(
-    args: list[str], own: Collection[str] = (), *, splits: Collection[str] = SPLITS
+    args: list[str],
+    own: Collection[str] = (),
+    *,
+    splits: Collection[str] = SPLITS,
+    say: Say = to_stderr,
 ) -> list[str]:
     """The keys of a run with configs found, and with the config that --resume or --adapter stand for.
 
@@ -89,6 +100,7 @@ def run_arguments(
         args: of a verb.
         own: options of the verb itself, which a mistyped key may have meant.
         splits: of which the data has to be there.
+        say: told which files the configs are.
 
     Raises:
         UserError: an unknown key or name, a file that is not there; --ckpt_path, whose stored settings would silently win over the command line; a config beside an
@@ -100,21 +112,21 @@ def run_arguments(
     named = {Path(name) for name in _values_of("--config", args)}
     if folder := _value_of("--resume", args):
         path = _existing(Path(folder) / "config.yaml", f"run {folder}")
-        implied = [] if path in named else _saved(path, False, args)
+        implied = [] if path in named else _saved(path, False, args, say)
     elif folder := _value_of("--adapter", args):
         path = Path(folder).parent / "config.yaml"
         if not named:
-            implied = _saved(path, True, args) if path.is_file() else _base_of(folder)
-    found = implied + with_found_configs(args)
+            implied = _saved(path, True, args, say) if path.is_file() else _base_of(folder)
+    found = implied + with_found_configs(args, say)
     check_early(found, own, splits=splits)
     return found
 
 
-def _saved(path: Path, scoring: bool, args: list[str]) -> list[str]:
+def _saved(path: Path, scoring: bool, args: list[str], say: Say) -> list[str]:
     """The config of a run folder as arguments; it was not named, so it may name no code."""
     allowed = names_of(*_values_of("--allow_strategy", args))
     config = read_saved_config(path, scoring, allowed)
-    _announced(path)
+    _announced(path, say)
     return [*_resets(config), f"--config={json.dumps(config, default=str)}"]
 
 

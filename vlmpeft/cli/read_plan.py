@@ -78,6 +78,12 @@ def _about_the_plan(args: list[str]) -> list[str]:
     return kept
 
 
+@cache
+def _loaded(text: str) -> Any:
+    """A config's YAML, read once: the rows of a study have one config."""
+    return yaml.safe_load(text)
+
+
 def _model_of(config: str) -> dict[str, Any]:
     """Base and plan of a config file, or of one written inline.
 
@@ -86,7 +92,7 @@ def _model_of(config: str) -> dict[str, Any]:
     """
     try:
         text = config if config.startswith("{") else Path(config).read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
+        content = _loaded(text) or {}
         model = content.get("model") or {}
         return {"model": {key: model[key] for key in _PARTS if key in model}}
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:

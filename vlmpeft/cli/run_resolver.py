@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlmpeft.cli.config_files import run_arguments
+from vlmpeft.cli.config_files import run_arguments, to_stderr
 from vlmpeft.cli.read_plan import Planned, read_plan
 from vlmpeft.cli.run_parser import PlanCLI
 from vlmpeft.runtime.errors import UserError
@@ -47,21 +46,17 @@ class RunResolver:
             UserError: an unknown key or name, a file that is not there, a value of a wrong type.
             IllegalCell: a strategy or a base that its values do not allow.
         """
-        found = list(_joined(self._found(args)))
+        found = list(_joined(run_arguments([*args], say=self._announce)))
         both = [arg for arg in found if arg.partition("=")[0] in _OF_BOTH]
         of_plan = [arg for arg in found if arg in both or arg.startswith(_OF_PLAN)]
         planned = self._planned(tuple(of_plan))
         config = self._config(tuple(arg for arg in found if arg in both or arg not in of_plan))
         return Resolved(planned.base, planned.plan, config)
 
-    def _found(self, args: Sequence[str]) -> list[str]:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            found = run_arguments([*args])
-        for line in said.getvalue().splitlines():
-            if line not in self._announced:
-                print(line, file=sys.stderr)  # noqa: T201
-                self._announced.add(line)
-        return found
+    def _announce(self, line: str) -> None:
+        if line not in self._announced:
+            to_stderr(line)
+            self._announced.add(line)
 
     def _planned(self, args: tuple[str, ...]) -> Planned:
         if args not in self._plans:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +30,8 @@ class RunOpener:
         os.environ["SLURM_JOB_NAME"] = "interactive"
 
     def __call__(self, args: Sequence[str], folder: Path) -> FitRun:
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # which configs are meant was told once, for the study
-            found = run_arguments(list(args))
+        # which configs are meant was told once, for the study
+        found = run_arguments(list(args), say=lambda _: None)
         cli = PlanCLI("fit", [*found, f"--resume={folder}"])
         trainer: Any = cli.trainer
         kept = [c for c in trainer.callbacks if not isinstance(c, FitProgress)]

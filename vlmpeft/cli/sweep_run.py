@@ -14,16 +14,14 @@ from vlmpeft.cli.sweep_view import SweepView, summary
 from vlmpeft.cli.sweep_workers import WORKER, start_workers
 from vlmpeft.runtime.errors import GateFailed, UserError
 from vlmpeft.runtime.visible import visible
-from vlmpeft.study.cells import Cell
 from vlmpeft.study.info import study_info
 from vlmpeft.study.launchers.subprocesses import make_in_subprocess
 from vlmpeft.study.order import Make
-from vlmpeft.study.outline import search_runs
-from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs
+from vlmpeft.study.planned_run import PlannedRun, reported_runs, search_runs
 from vlmpeft.study.records_on_disk import Accept
 from vlmpeft.study.report.info import write_info
 from vlmpeft.study.resolving import ResolvedCell, ResolvedStudy
-from vlmpeft.study.runner import Runner, SearchRuns
+from vlmpeft.study.runner import Runner
 from vlmpeft.study.stopping import Stop
 from vlmpeft.study.watch import StudyWatch
 from vlmpeft.study.worker import Worker
@@ -88,7 +86,8 @@ def _write_files(folder: Path, view: SweepView) -> None:
 
 
 def _runs(one: ResolvedCell, study: ResolvedStudy) -> list[PlannedRun]:
-    return [*search_runs(one, study.spec.search), *reported_runs(one.cell)]
+    tries = search_runs(one.cell, one.candidates, study.spec.search)
+    return [*tries, *reported_runs(one.cell)]
 
 
 def _shard(cells: Sequence[ResolvedCell], shard: str | None) -> list[ResolvedCell]:
@@ -132,18 +131,12 @@ def runner_of(
     make: Make | None,
 ) -> Runner:
     """What makes the runs of some cells, as the options of the verb say."""
-    candidates = {(c.cell.base, c.cell.task, c.cell.row): c.candidates for c in cells}
-    search = study.spec.search
-
-    def candidates_of(cell: Cell) -> Sequence[Candidate]:
-        return candidates[cell.base, cell.task, cell.row]
-
     return Runner(
         study.spec.name,
         wishes.folder,
-        [one.cell for one in cells],
+        cells,
         worker,
-        SearchRuns(candidates_of, search.seeds, search.steps, search.on) if search else None,
+        study.spec.search,
         Accept(wishes.redo, tuple(wishes.accept)),
         view,
         make,

@@ -22,6 +22,18 @@ class Interrupted(RuntimeError):
     """The run was stopped and can be resumed; exit code 3."""
 
 
+def error_line(error: BaseException) -> str:
+    """What went wrong in one line, with its type unless it is told to users as it is.
+
+    >>> error_line(KeyError("a"))
+    "KeyError: 'a'"
+    """
+    line = " ".join(str(error).split())
+    if isinstance(error, (UserError, GateFailed, Interrupted)) and line:
+        return line
+    return ": ".join(filter(None, (type(error).__name__, line)))
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """' Did you mean X?' if something close to `word` exists, else the options there are.
 

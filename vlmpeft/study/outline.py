@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import read_record
 from vlmpeft.study.memory import forecast_peaks
-from vlmpeft.study.planned_run import PlannedRun, reported_runs
+from vlmpeft.study.planned_run import reported_runs, search_runs
 from vlmpeft.study.resolving import ResolvedCell, ResolvedStudy
 from vlmpeft.study.spec import Search
 
@@ -62,7 +62,7 @@ def _entry(one: ResolvedCell, search: Search | None, folder: Path) -> dict[str, 
     cell, size = one.cell, one.size
     tries, runs = [], []
     if not cell.illegal:
-        tries, runs = list(search_runs(one, search)), list(reported_runs(cell))
+        tries, runs = list(search_runs(cell, one.candidates, search)), list(reported_runs(cell))
     return {
         "row": cell.row,
         "task": cell.task,
@@ -81,13 +81,6 @@ def _entry(one: ResolvedCell, search: Search | None, folder: Path) -> dict[str, 
         },
         "command": shlex.join(["python", "-m", "vlmpeft", "fit", *cell.args]),
     }
-
-
-def search_runs(one: ResolvedCell, search: Search | None) -> Iterator[PlannedRun]:
-    """The short runs that choose a cell's settings."""
-    for candidate in one.candidates if search else ():
-        for seed in search.seeds:  # type: ignore[union-attr]
-            yield PlannedRun(one.cell, seed, candidate, search.on, search.steps)  # type: ignore[union-attr]
 
 
 def _is_done(folder: Path) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vlmpeft.study.cells import Cell
 from vlmpeft.study.report.records import RUNS, SEARCH
+from vlmpeft.study.spec import Search
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ class PlannedRun:
         if self.steps:
             more += [f"--trainer.max_steps={self.steps}", "--trainer.max_epochs=-1"]
         return (*self.cell.args, *self.candidate.args, *more)
+
+
+def search_runs(
+    cell: Cell, candidates: Sequence[Candidate], search: Search | None
+) -> Iterator[PlannedRun]:
+    """The runs that choose a cell's settings; none if they are taken as they are."""
+    if search is None or not cell.search:
+        return
+    for candidate in candidates:
+        for seed in search.seeds:
+            yield PlannedRun(cell, seed, candidate, search.on, search.steps)
 
 
 def reported_runs(cell: Cell, candidate: Candidate = Candidate()) -> Iterator[PlannedRun]:

@@ -99,9 +99,8 @@ class Prober:
             run = self.worker.prepare((*one.cell.args, *self.args, *short), Path(folder) / "probe")
             whole = self.worker.prepare((*one.cell.args, *self.args), Path(folder) / "whole")
             record = self.worker.make(run, {"row": one.cell.row})
-        after = (
-            time.perf_counter() - self.times.ends[-1]
-        )  # the scores of the tuned model, and what is saved
+        # the scores of the tuned model, and what is saved
+        after = time.perf_counter() - self.times.ends[-1]
         items = sum(
             len(whole.data.dataset(split))
             for split in record["metrics"]["tuned"]

@@ -50,6 +50,7 @@ class RecordsOnDisk:
         self.folder, self.worker, self.accept = folder, worker, accept
         self.since, self.note = since, note
         self._redone: set[str] = set()
+        self._read_before: dict[str, tuple[int, dict[str, Any]]] = {}
 
     def is_over(self, run: PlannedRun) -> bool:
         """Whether nothing is left to do: the run is done, or failed since this call began."""
@@ -58,7 +59,7 @@ class RecordsOnDisk:
             return False
         if record["status"] == "done":
             return True
-        return (self.folder / run.name / "result.json").stat().st_mtime >= self.since
+        return self._read_before[run.name][0] >= self.since * 1e9
 
     def scores(self, run: PlannedRun, split: str) -> tuple[float, float] | None:
         """(primary score, loss) of a finished run on a split; None of one that failed."""
@@ -95,13 +96,22 @@ class RecordsOnDisk:
                 write_json(path, record | {"accepted": accepted})
 
     def _read(self, run: PlannedRun) -> dict[str, Any] | None:
-        """The run's record; one that cannot be read is set aside, and the run is made again."""
+        """The run's record, read again only if it has changed; one that cannot be read is set aside, and the run is made again."""
         folder = self.folder / run.name
         try:
+            written = (folder / "result.json").stat().st_mtime_ns
+            known = self._read_before.get(run.name)
+            if known and known[0] == written:
+                return known[1]
             record = read_record(folder)
-            if record is None or record["status"] != "done" or "metrics" in record:
+            if record is None:
+                return None
+            if record["status"] != "done" or "metrics" in record:
+                self._read_before[run.name] = written, record
                 return record
             raise UserError(f"record {folder / 'result.json'} says done and holds no scores")
+        except FileNotFoundError:
+            return None
         except UserError as error:
             aside = folder / "result.json.damaged"
             with contextlib.suppress(FileNotFoundError):  # set aside by another process

@@ -148,7 +148,7 @@ def _row(spec: StudySpec, pattern: RowPattern, combination: tuple[_Taken, ...]) 
     taken = {name: choice for axis in combination for name, choice in axis.items()}
     labels = {name: choice.label for name, choice in taken.items()}
     values = {name: choice.value for name, choice in taken.items()}
-    tasks = pattern.tasks or dict.fromkeys(spec.tasks, {})
+    tasks = pattern.tasks or {task: {} for task in spec.tasks}
     return StudyRow(
         name=check_name(fill_text(pattern.name, labels, place), "row"),
         title=fill_text(pattern.title or pattern.name, labels, f"{place}.title"),
@@ -157,7 +157,8 @@ def _row(spec: StudySpec, pattern: RowPattern, combination: tuple[_Taken, ...]) 
         common=fill(spec.settings, values, "set"),
         settings=fill(pattern.settings, values, f"{place}.set"),
         tasks={
-            task: fill(settings, values, f"{place}.tasks.{task}") for task, settings in tasks.items()
+            task: fill(settings, values, f"{place}.tasks.{task}")
+            for task, settings in tasks.items()
         },
         seeds=pattern.seeds or spec.seeds,
         search=pattern.search,

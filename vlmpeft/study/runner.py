@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlmpeft.runtime.errors import Interrupted, UserError
+from vlmpeft.runtime.errors import Interrupted, UserError, error_line
 from vlmpeft.runtime.records import SCHEMA, write_json
-from vlmpeft.study.cells import Cell
 from vlmpeft.study.choosing import Tried, choose, search_record
 from vlmpeft.study.claims import Claims
 from vlmpeft.study.order import Make, Order
-from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs
+from vlmpeft.study.planned_run import Candidate, PlannedRun, reported_runs, search_runs
 from vlmpeft.study.records_on_disk import Accept, RecordsOnDisk
 from vlmpeft.study.report.records import BASE_ROW, RUNS
+from vlmpeft.study.resolving import ResolvedCell
+from vlmpeft.study.spec import Search
 from vlmpeft.study.worker import Worker
 
 POLL_SECONDS = 1.0
@@ -39,30 +40,13 @@ class Outcome:
     reused: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class SearchRuns:
-    """How the search of every cell is run.
-
-    Args:
-        candidates_of: a cell -> what is tried.
-        seeds: of each try.
-        steps: of each try; None is as many as of a run.
-        on: the split that decides.
-    """
-
-    candidates_of: Callable[[Cell], Sequence[Candidate]]
-    seeds: tuple[int, ...] = (0,)
-    steps: int | None = None
-    on: str = "val"
-
-
 class Runner:
     """Makes the runs of some cells, beside any number of other processes that do the same.
 
     Args:
         study: name of the study, for its records.
         folder: `results/<study>/`.
-        cells: those that can be run.
+        cells: those that can be run, with what a search tries of each.
         worker: knows what a run would be, and makes it in this process.
         search: how settings are searched for; None takes them as they are.
         accept: what is done with records of other settings.
@@ -74,9 +58,9 @@ class Runner:
         self,
         study: str,
         folder: Path,
-        cells: Sequence[Cell],
+        cells: Sequence[ResolvedCell],
         worker: Worker,
-        search: SearchRuns | None,
+        search: Search | None,
         accept: Accept,
         view: View,
         make: Make | None = None,
@@ -120,7 +104,8 @@ class Runner:
         Raises:
             UserError: the data cannot be used.
         """
-        first = {(cell.base, cell.task): cell for cell in reversed(self.cells)}
+        cells = [one.cell for one in reversed(self.cells)]
+        first = {(cell.base, cell.task): cell for cell in cells}
         for cell in first.values():
             try:
                 self.worker.identity(cell.args, 0)
@@ -129,42 +114,38 @@ class Runner:
 
     def _known_runs(self) -> Iterable[PlannedRun]:
         """Every run whose settings are known before anything is run."""
-        for cell in self.cells:
-            yield from self._search_runs(cell)
-            if chosen := self._chosen(cell):
-                yield from reported_runs(cell, chosen[0])
+        for one in self.cells:
+            tries = self._tries(one)
+            yield from tries
+            if chosen := self._chosen(tries):
+                yield from reported_runs(one.cell, chosen[0])
 
     def _pass(self) -> int:
         """Make every run that is free; returns how many are left to others."""
         left = 0
-        for cell in self.cells:
-            left += sum(not self._make(run, {}) for run in self._search_runs(cell))
-            chosen = self._chosen(cell)
-            if chosen is None:
+        for one in self.cells:
+            tries = self._tries(one)
+            others = sum(not self._make(run, {}) for run in tries)
+            left += others
+            if others:
                 continue
-            candidate, labels = chosen
-            left += sum(not self._make(run, labels) for run in reported_runs(cell, candidate))
+            if chosen := self._chosen(tries):
+                candidate, labels = chosen
+                runs = reported_runs(one.cell, candidate)
+                left += sum(not self._make(run, labels) for run in runs)
+            else:
+                left += sum(not self._give_up(run) for run in reported_runs(one.cell))
         return left
 
     # -- search --------------------------------------------------------------------------------
 
-    def _search_runs(self, cell: Cell) -> list[PlannedRun]:
-        if self.search is None or not cell.search:
-            return []
-        search = self.search
-        return [
-            PlannedRun(cell, seed, candidate, search.on, search.steps)
-            for candidate in search.candidates_of(cell)
-            for seed in search.seeds
-        ]
+    def _tries(self, one: ResolvedCell) -> list[PlannedRun]:
+        return list(search_runs(one.cell, one.candidates, self.search))
 
-    def _chosen(self, cell: Cell) -> tuple[Candidate, dict[str, Any]] | None:
-        """The settings a cell is run with and what its records say of the search; None while it is not over."""
-        runs = self._search_runs(cell)
+    def _chosen(self, runs: Sequence[PlannedRun]) -> tuple[Candidate, dict[str, Any]] | None:
+        """The settings a cell is run with and what its records say of the search; None if no try of it is done."""
         if self.search is None or not runs:
             return Candidate(), {}
-        if not all(self.records.is_over(run) for run in runs):
-            return None
         tried = []
         for candidate in dict.fromkeys(run.candidate.label for run in runs):
             mine = [run for run in runs if run.candidate.label == candidate]
@@ -172,7 +153,7 @@ class Runner:
             tried.append(Tried(mine[0].candidate, [s[0] for s in scores], [s[1] for s in scores]))
         best = choose(tried)
         if best is None:
-            return None  # every run of the search failed; their records say why
+            return None
         return best.candidate, {"search": search_record(tried, best, self.search.on)}
 
     # -- one run -------------------------------------------------------------------------------
@@ -182,12 +163,20 @@ class Runner:
         if self.records.is_over(run):
             self._reuse(run)
             return True
+        return self._claimed(run, lambda: self._make_claimed(run, labels))
+
+    def _give_up(self, run: PlannedRun) -> bool:
+        """Record that a run cannot be made, since nothing is known of its settings; returns whether that is done."""
+        error = UserError("every try of its search failed; their records in search/ say why")
+        return self.records.is_over(run) or self._claimed(
+            run, lambda: self._record_failure(run, self._labels(run), error, 0.0)
+        )
+
+    def _claimed(self, run: PlannedRun, make: Callable[[], None]) -> bool:
         with self.claims.claimed(run.name) as is_mine:
-            if not is_mine:
-                return False
-            if not self.records.is_over(run):  # made between the look and the claim
-                self._make_claimed(run, labels)
-            return True
+            if is_mine and not self.records.is_over(run):  # made between the look and the claim
+                make()
+            return is_mine
 
     def _reuse(self, run: PlannedRun) -> None:
         known = (self.outcome.made, self.outcome.failed, self.outcome.reused)
@@ -196,13 +185,7 @@ class Runner:
             self.outcome.reused.append(run.name)
 
     def _make_claimed(self, run: PlannedRun, labels: dict[str, Any]) -> None:
-        labels = {
-            "study": self.study,
-            "row": run.cell.row,
-            "task": run.cell.task,
-            "base_name": run.cell.base,
-            "seed": run.seed,
-        } | labels
+        labels = self._labels(run) | labels
         base = self.folder / RUNS / run.cell.base / run.cell.task / BASE_ROW
         order = Order(
             run.name,
@@ -222,13 +205,21 @@ class Runner:
         else:
             self.outcome.made.append(run.name)
 
+    def _labels(self, run: PlannedRun) -> dict[str, Any]:
+        cell = run.cell
+        return {
+            "study": self.study,
+            "row": cell.row,
+            "task": cell.task,
+            "base_name": cell.base,
+            "seed": run.seed,
+        }
+
     def _record_failure(
         self, run: PlannedRun, labels: dict[str, Any], error: Exception, seconds: float
     ) -> None:
-        line = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, UserError):
-            line = f"{type(error).__name__}: {line}"
-        path = self.folder / run.name / "result.json"
-        failed = {"schema": SCHEMA, "status": "failed", "error": line, "args": run.args}
-        write_json(path, failed | {"seconds": {"fit": round(seconds, 3)}} | labels)
         self.outcome.failed.append(run.name)
+        if not self.records.is_over(run):  # the run has not said so itself
+            failed = {"schema": SCHEMA, "status": "failed", "error": error_line(error)}
+            seconds_of = {"seconds": {"fit": round(seconds, 3)}}
+            write_json(self.folder / run.name / "result.json", failed | seconds_of | labels)

@@ -40,9 +40,8 @@ class Worker:
 
     def __init__(self, open_run: OpenRun):
         self._open = open_run
-        self._base: tuple[BaseSpec, tuple[Any, ...], State] | None = (
-            None  # spec, what was loaded, its state
-        )
+        # spec, what was loaded, its state
+        self._base: tuple[BaseSpec, tuple[Any, ...], State] | None = None
         self._data: dict[str, VLMData] = {}
         self._kept: dict[str, KeptOutputs] = {}
         self._identities: dict[str, dict[str, Any]] = {}
@@ -150,6 +149,12 @@ def _data_key(run: FitRun) -> str:
     return json.dumps([run.config["data"], run.config["model"]["base"], evaluation], sort_keys=True)
 
 
+_OF_THE_BASE = (
+    *("schema", "status", "study", "task", "base_name", "base", "data", "primary", "decoding"),
+    *("total", "config", "versions", "device", "git"),
+)
+
+
 def write_base_record(folder: Path, run: FitRun, record: dict[str, Any]) -> None:
     """The untouched base as a row of its own: its scores and items, once a base and task.
 
@@ -159,24 +164,11 @@ def write_base_record(folder: Path, run: FitRun, record: dict[str, Any]) -> None
         record: of that run.
     """
     scores = record["metrics"]["base"]
-    kept = (
-        "schema",
-        "status",
-        "study",
-        "task",
-        "base_name",
-        "base",
-        "data",
-        "primary",
-        "decoding",
-        "total",
-    )
-    kept += ("config", "versions", "device", "git")
     groups = record["groups"] and dict.fromkeys(("base", "tuned"), record["groups"]["base"])
     write_items(folder / "items.jsonl.gz", sorted(run.base_items, key=lambda item: str(item["id"])))
     write_json(
         folder / "result.json",
-        {key: record[key] for key in kept}
+        {key: record[key] for key in _OF_THE_BASE}
         | {"row": BASE_ROW, "seed": None, "trainable": 0, "steps": 0, "groups": groups}
         | {"metrics": {"base": scores, "tuned": scores}, "controls": None, "adapter_bytes": 0}
         | {

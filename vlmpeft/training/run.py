@@ -18,7 +18,7 @@ from vlmpeft.data.audit.audit import brief_audit
 from vlmpeft.data.datamodule import VLMData
 from vlmpeft.evaluation.scoring import Scores, score_loader, to_device
 from vlmpeft.preflight.plan_table import plan_table
-from vlmpeft.runtime.errors import Interrupted, UserError
+from vlmpeft.runtime.errors import Interrupted, UserError, error_line
 from vlmpeft.runtime.provenance import semantic_hash, versions
 from vlmpeft.runtime.records import (
     SCHEMA,
@@ -307,8 +307,9 @@ class FitRun:
                 failed = {
                     "schema": SCHEMA,
                     "status": "failed",
-                    "error": str(error),
+                    "error": error_line(error),
                     "config": self.config,
+                    "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 } | self.labels
                 with contextlib.suppress(UserError):
                     write_json(self.run_dir / "result.json", failed)
@@ -320,8 +321,10 @@ class FitRun:
     def timed(self, what: str) -> Iterator[None]:
         """Add what the block takes to one of the run's seconds."""
         start = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start
 
 
 def new_run_dir(runs_dir: str, name: str | None, default: str) -> Path:

@@ -21,8 +21,6 @@ from vlmpeft.study.report.statistics import (
 )
 from vlmpeft.study.report.verdicts import direction
 
-_RESULT = ("init_adapter",)  # of a run's config what is about that run only
-
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -86,7 +84,7 @@ class Recommendation:
     def text(self, study: str) -> str:
         """The config of the row as YAML, with what is known of it on top."""
         said = "".join(f"# {line.strip()}\n" for line in self.lines())
-        kept = {key: value for key, value in self.config.items() if key not in _RESULT}
+        kept = {key: value for key, value in self.config.items() if key != "init_adapter"}
         return (
             f"# Recommended by study {study}\n{said}#   python -m vlmpeft fit --config THIS_FILE\n"
             + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
