@@ -35,7 +35,7 @@ def _table(title: str, base: str, cells: _Cells) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     if is_matched:
         table.add_column("matched by", overflow="fold")
-    for name in ("runs", "done", "GB", "hours"):
+    for name in ("runs", "done", "GB", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in dict.fromkeys(cell["row"] for cell in cells):
         mine = [cell for cell in cells if cell["row"] == row]
@@ -60,7 +60,7 @@ def _columns(cells: _Cells, is_matched: bool) -> Iterator[str]:
     yield str(done)
     yield _peak(legal)
     seconds = [cell["seconds"] for cell in legal]
-    yield "-" if None in seconds else f"{sum(seconds) / 3600:.1f}"
+    yield "-" if None in seconds else duration(sum(seconds))
 
 
 def _knobs(knobs: dict[str, int]) -> Iterator[str]:
@@ -91,6 +91,8 @@ def _footer(outline: dict[str, Any]) -> Iterator[str]:
             f"{match['percent']:g} % of the base as" if match["percent"] else f"{match['total']:,}"
         )
         yield f"matched to {size} trainable parameters within {100 * match['tolerance']:g} %"
+    if seconds := sum(cell["seconds"] or 0 for cell in cells):
+        yield f"time: of one process that makes them one after another, {duration(seconds)} in all; --jobs N shares it"
     if any(cell["peak_bytes"] for cell in cells):
         yield (
             "GB: the most a run takes at data.max_length (see estimate); < is the forecast of a larger row"

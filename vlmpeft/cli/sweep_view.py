@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmpeft.runtime.visible import terminal_console, visible
+from vlmpeft.study.budget import duration
 from vlmpeft.study.planned_run import PlannedRun
 from vlmpeft.study.watch import Progress, Seen, StudyWatch
 
@@ -107,7 +108,7 @@ def summary(progress: Progress) -> str:
         parts.append(f"{len(progress.failed)} failed")
     eta = progress.eta_seconds()
     if eta and done < progress.total:
-        parts.append(f"about {_duration(eta)} left")
+        parts.append(f"about {duration(eta)} left")
     return ", ".join(parts)
 
 
@@ -116,8 +117,3 @@ def _line(seen: Seen, progress: Progress) -> str:
         return f"failed {seen.name}: {seen.error}"
     score = "" if seen.score is None else f", {seen.score:.4f} on val"
     return f"done {seen.name}: {seen.seconds:.0f} s{score} ({summary(progress)})"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{max(1, minutes)} min"

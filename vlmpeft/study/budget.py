@@ -23,3 +23,13 @@ def read_seconds(text: str) -> float:
     if not seconds:
         raise UserError(f"--budget {text}: give a time above 0 with its unit, e.g. 90s, 30m or 2h")
     return seconds
+
+
+def duration(seconds: float) -> str:
+    """For people, to the minute.
+
+    >>> duration(20), duration(3 * 3600 + 299)
+    ('1 min', '3 h 05 min')
+    """
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{max(1, minutes)} min"
