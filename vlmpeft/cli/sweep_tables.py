@@ -9,6 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from vlmpeft.study.budget import duration
+
 _GB = 10**9
 _Cells = Sequence[dict[str, Any]]
 
