@@ -37,17 +37,6 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_made_study(tmp_path_factory.mktemp("study") / "made")
-
-
-@pytest.fixture
-def copied(folder, tmp_path):
-    """A study that a test may change."""
-    return shutil.copytree(folder, tmp_path / "made")
-
-
-@pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """A study whose titles, groups, task and errors are hostile."""
     folder = write_made_study(tmp_path_factory.mktemp("study") / "hostile")
