@@ -111,6 +111,13 @@ def test_records_say_whose_they_are(study):
     )
 
 
+def test_a_record_claims_no_search_that_the_study_did_not_make(tmp_path, task):
+    one = cell(task, "projector_Full", "--search.tried=7", "--trainer.max_epochs=1")
+    run(tmp_path, [one])
+    (found,) = [r for r in read_study(tmp_path).runs if r.row == one.row]
+    assert found.record["search"] is None
+
+
 def test_base_is_a_row_with_the_scores_of_the_untouched_base(study):
     (base,) = read_study(study).of("base")
     (row,) = read_study(study).of("language_LoRA")

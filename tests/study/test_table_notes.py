@@ -102,6 +102,19 @@ def test_what_is_mixed_among_the_records_is_a_note(copied, change, note):
     assert any(note in one for one in tabled(copied).notes)
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "said"),
+    [
+        (0.1, 0.25, "10.0 to 25.0 points"),
+        (0.1, 3.76, "10.0 points to more than the whole scale"),
+        (1.2, 3.76, "more than the whole scale; it takes more seeds or items to tell"),
+    ],
+)
+def test_no_difference_beyond_the_scale_of_a_score_is_called_detectable(folder, least, most, said):
+    contents = Contents(read_study(folder), Spec())
+    assert detectable(contents, "exact_match", least, most) == said
+
+
 def test_every_character_of_a_record_counts(copied):
     before = {name: write(tabled(copied)) for name, write in FORMATS.items()}
     change_record(record_of(copied), "0.9", "0.8")

@@ -43,10 +43,15 @@ def write_recommendations(folder: Path) -> Iterator[str]:
         yield f"  python -m vlmpeft fit --config {path}"
 
 
+def study_spec(folder: Path) -> Spec:
+    """What the tables of a study look like, as the spec in its folder says."""
+    path = folder / SPEC
+    return read_spec(path) if path.is_file() else Spec()
+
+
 def table_texts(study: Study) -> dict[str, str]:
     """File name -> text of the study's tables."""
-    path = study.folder / SPEC
-    spec = read_spec(path) if path.is_file() else Spec()
+    spec = study_spec(study.folder)
     table = make_table(study, spec)
     texts = {f"table.{name}": written([table], name, study) for name in FORMATS}
     return texts | {"appendix.md": written([*make_appendix(study, spec)], "md", study)}

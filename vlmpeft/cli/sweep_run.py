@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from vlmpeft.cli.study_files import write_recommendations, write_study_files
+from vlmpeft.cli.study_files import study_spec, write_recommendations, write_study_files
 from vlmpeft.cli.study_runs import RunOpener
 from vlmpeft.cli.sweep_view import SweepView, summary
 from vlmpeft.cli.sweep_workers import WORKER, start_workers
+from vlmpeft.cli.table import show_table
 from vlmpeft.runtime.errors import GateFailed, UserError
 from vlmpeft.runtime.visible import visible
 from vlmpeft.study.info import study_info
@@ -83,6 +84,7 @@ def _write_files(folder: Path, view: SweepView) -> None:
     for path in written:
         if path.suffix in (".md", ".html"):
             view.note(f"  {path}")
+    show_table(folder, study_spec(folder), None, None)
 
 
 def _runs(one: ResolvedCell, study: ResolvedStudy) -> list[PlannedRun]:

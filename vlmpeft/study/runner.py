@@ -213,6 +213,7 @@ class Runner:
             "task": cell.task,
             "base_name": cell.base,
             "seed": run.seed,
+            "search": None,  # what the config says of a search was another one
         }
 
     def _record_failure(

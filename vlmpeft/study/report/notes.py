@@ -76,8 +76,17 @@ def _about_power(contents: Contents) -> Iterator[str]:
     for block in contents.blocks:
         sizes = [one.minimum_detectable for one in contents.comparisons(block)]
         if sizes:
-            shown = _in_unit(contents, block.metric, *dict.fromkeys((min(sizes), max(sizes))))
+            shown = detectable(contents, block.metric, min(sizes), max(sizes))
             yield f"Minimum detectable difference{_where(contents, block)} (80 % power, 5 %, two-sided): {shown}."
+
+
+def detectable(contents: Contents, metric: str, least: float, most: float) -> str:
+    """From the least to the most; beyond the scale of a score nothing can be found."""
+    if not contents.index.is_share(metric) or most <= 1:
+        return _in_unit(contents, metric, least, most)
+    if least > 1:
+        return "more than the whole scale; it takes more seeds or items to tell"
+    return f"{_in_unit(contents, metric, least)} to more than the whole scale"
 
 
 def _about_few_seeds(contents: Contents) -> Iterator[str]:
