@@ -8,11 +8,14 @@ import pytest
 
 from vlmpeft.runtime.errors import UserError
 from vlmpeft.runtime.records import write_json
+from vlmpeft.study.report.contents import Contents
 from vlmpeft.study.report.formats.csv_lines import as_csv
 from vlmpeft.study.report.formats.html_page import html
 from vlmpeft.study.report.formats.latex import latex
 from vlmpeft.study.report.formats.markdown import markdown
-from vlmpeft.study.report.spec import Pivot
+from vlmpeft.study.report.notes import detectable
+from vlmpeft.study.report.records import read_study
+from vlmpeft.study.report.spec import Pivot, Spec
 
 from ..conftest import ROOT
 from .made_study import ROWS
