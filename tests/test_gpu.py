@@ -15,6 +15,8 @@ from vlmpeft.strategies.plan import Plan, attach
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # a device comes with its own versions of torch and drivers, and they with warnings of their own
+    pytest.mark.filterwarnings("default"),
 ]
 
 
